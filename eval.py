@@ -1,0 +1,52 @@
+"""Evaluate a run on a whole split, every example once.
+
+    uv run eval.py --workdir runs/digits-s0
+    uv run eval.py --workdir runs/digits-s0 --split val --checkpoint best
+
+Prints a table and writes eval.json, predictions.npz and confusion.png into the run's folder.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vit.errors import UserError, told_to_the_user
+from vit.flags import parse
+from vit.training.stop import Stop
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate."""
+
+    workdir: str = ""
+    """Folder of the run."""
+    split: Literal["test", "val", "train"] | None = None
+    """Which part of the data set. Default: test, or val where there is no test split."""
+    checkpoint: str = "last"
+    """last, best (by validation), or a step."""
+
+
+def main(wanted: Evaluation, stop: Stop) -> None:
+    """Run folder → model → split → figures."""
+    if not wanted.workdir:
+        raise UserError("--workdir is missing", "the command line", "give the folder of a run, as --workdir runs/digits-s0")
+    # Here and not above, so that a mistyped flag is answered at once and a signal during these seconds is heard.
+    from vit.data.sources import splits
+    from vit.report import results
+    from vit.training.evaluate import evaluate_split, open_run
+
+    run = Path(wanted.workdir)
+    model = open_run(run, wanted.checkpoint)
+    for warning in model.warnings:
+        print(f"warning: {warning}; step {model.step} is used", file=sys.stderr)
+    split = wanted.split or ("test" if "test" in splits(model.config.data) else "val")
+    figures, examples = evaluate_split(model, split, stop)
+    results.write(run, model, figures, examples)
+
+
+if __name__ == "__main__":
+    stop = Stop.listen()
+    with told_to_the_user():
+        main(parse(sys.argv[1:], Evaluation(), __doc__ or ""), stop)

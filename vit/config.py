@@ -1,0 +1,314 @@
+"""Everything that describes a run: frozen dataclasses, their limits, their JSON. No behaviour, no jax.
+
+A file under `configs/` has `get_config() -> Config`; `vit.flags` turns every field into a typed flag with its docstring
+as help. Limits stand beside the field as `Annotated[..., Range(...)]` and are checked by `validate` before anything runs.
+"""
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from vit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may take; `open` ends are excluded, and nan and inf always are."""
+
+    low: float
+    high: float = math.inf
+    open: Literal["", "low", "high"] = ""
+
+    def __contains__(self, x: Any) -> bool:
+        if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
+            return False
+        above = x > self.low if self.open == "low" else x >= self.low
+        return above and (x < self.high if self.open == "high" else x <= self.high)
+
+    def __str__(self) -> str:
+        low = f"greater than {self.low:g}" if self.open == "low" else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'less than' if self.open == 'high' else 'at most'} {self.high:g}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open="low")]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1, open="high")]
+
+# name: (width, depth, heads, MLP width). Ti to L: https://arxiv.org/abs/2010.11929 and https://arxiv.org/abs/2012.12877;
+# g: https://arxiv.org/abs/2106.04560, table 2.
+VARIANTS = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The backbone. `ViTConfig.variant("S/16")` gives the published sizes."""
+
+    patch: Count = 16
+    """Side of a square patch in pixels."""
+    width: Count = 192
+    """Embedding dimension D of a token."""
+    depth: Count = 12
+    """Number of blocks."""
+    heads: Count = 3
+    """Attention heads; they divide the width."""
+    mlp: Count = 768
+    """Hidden width of each block's MLP."""
+    stem: Literal["patch", "conv"] = "patch"
+    """Patch embedding: one linear map of each patch, or a pyramid of strided 3x3 convolutions (arXiv 2106.14881)."""
+    position: Literal["learned", "sincos"] = "learned"
+    """Position embedding: learned (resampled at other sizes) or fixed 2-D sin-cos (computed at any size)."""
+    pool: Literal["token", "mean", "map"] = "token"
+    """Class token, mean of the patch tokens, or multi-head attention pooling."""
+    drop_path: Share = 0.0
+    """Stochastic depth: rate of the last block, growing linearly from 0 at the first."""
+    dropout: Share = 0.0
+    """Dropout rate on the embeddings and inside each residual branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the matmuls. Parameters, softmax, normalisation statistics and loss stay float32."""
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> "ViTConfig":
+        """`"S/16"`: the size before the slash (Ti, S, B, L, H or g), the patch side after it."""
+        size, _, patch = name.partition("/")
+        if size not in VARIANTS or not patch.isdigit() or int(patch) == 0:
+            sizes = ", ".join(VARIANTS)
+            raise UserError(f"there is no ViT called {name!r}", "the variant's name", f"SIZE/PATCH, as S/16; sizes: {sizes}")
+        width, depth, heads, mlp = VARIANTS[size]
+        return cls(**{"patch": int(patch), "width": width, "depth": depth, "heads": heads, "mlp": mlp, **changes})
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """scikit-learn's 1,797 handwritten digits: 8x8, grey, embedded in the package."""
+
+    mean: tuple[float, ...] = (0.305,)
+    """Per-channel mean of pixels in [0, 1], subtracted before the model."""
+    std: tuple[Positive, ...] = (0.376,)
+    """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    stream: bool = False
+    """Read through Grain's threads instead of holding the split in memory. The batches are the same."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training images, inside the jitted step. Zero switches an operation off."""
+
+    rotate: Annotated[float, Range(0, 180)] = 0.0
+    """Rotate by up to this many degrees, either way."""
+    zoom: Share = 0.0
+    """Scale height and width, each by a factor in [1 - zoom, 1 + zoom]."""
+    shear: Share = 0.0
+    """Shear by a slope in [-shear, shear]."""
+    shift: Share = 0.0
+    """Shift by up to this share of the side, in each direction."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """One label an image, softmax cross-entropy."""
+
+    label_smoothing: Share = 0.0
+    """Share of the target's mass spread evenly over all classes."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.05
+    """Decoupled decay of kernels, times the learning rate (biases, norms, positions and tokens are left alone)."""
+    b1: Share = 0.9
+    """Decay of the mean of gradients."""
+    b2: Share = 0.999
+    """Decay of the mean of squared gradients."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum, weight decay as L2 penalty."""
+
+    lr: Positive = 1e-2
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on kernels, added to their gradient."""
+    momentum: Share = 0.9
+    """Momentum."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    warmup: Natural = 0
+    """Steps of linear warm-up from 0 to the peak."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """What follows the warm-up: down to 0 at the last step, or constant."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    workdir: str = ""
+    """Where the run lives. Default: runs/CONFIG-sSEED. The same command again resumes."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    """Decides initialisation, order of examples, augmentation and dropout."""
+    steps: Count = 1000
+    """Updates in all. May be raised on a rerun."""
+    batch_size: Count = 128
+    """Images an update, over all devices."""
+    accumulate: Count = 1
+    """Microbatches that a batch is cut into; their gradients add up to the whole batch's."""
+    clip: NonNegative = 1.0
+    """Largest gradient norm (0: no clipping)."""
+    ema: Share = 0.0
+    """Decay of the moving average of the parameters that is evaluated (0: none)."""
+    eval_every: Count = 100
+    """Steps between evaluations on the validation split."""
+    save_every: Count = 100
+    """Steps between checkpoints."""
+    log_every: Count = 10
+    """Steps between lines in metrics.jsonl."""
+    keep: Count = 3
+    """Newest checkpoints kept, beside the best."""
+    data: DigitsData = field(default_factory=DigitsData)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    task: ClassificationConfig = field(default_factory=ClassificationConfig)
+    model: ViTConfig = field(default_factory=ViTConfig)
+    optim: AdamW | SGD = field(default_factory=AdamW)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+# What may change between a run and its resumption; any other difference would make it another run.
+MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream"}
+
+
+def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Every leaf field below a dataclass: dotted name → (type hint, value)."""
+    leaves = {}
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= fields(value, f"{prefix}{f.name}.")
+        else:
+            leaves[prefix + f.name] = (hints[f.name], value)
+    return leaves
+
+
+def flag(name: str) -> str:
+    """`optim.weight_decay` → `--optim.weight-decay`."""
+    return "--" + name.replace("_", "-")
+
+
+def validate(config: Any, where: str = "the configuration") -> None:
+    """Raise `UserError` for the first value outside its range, and for values that contradict each other."""
+    for name, (hint, value) in fields(config).items():
+        _check(name, hint, value, where)
+    if not isinstance(config, Config):
+        return
+    model = config.model
+    for bad, what, fix in (
+        (
+            model.width % model.heads,
+            f"--model.width {model.width} can't be shared by {model.heads} heads",
+            "a width that --model.heads divides",
+        ),
+        (
+            model.position == "sincos" and model.width % 4,
+            f"sin-cos positions can't fill --model.width {model.width}",
+            "a multiple of 4, or --model.position learned",
+        ),
+        (
+            config.batch_size % config.accumulate,
+            f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches",
+            "a batch size that --accumulate divides",
+        ),
+        (
+            config.schedule.warmup >= config.steps,
+            f"--schedule.warmup {config.schedule.warmup} leaves nothing of --steps {config.steps}",
+            "a warm-up shorter than the run",
+        ),
+        (
+            len(config.data.mean) != len(config.data.std),
+            f"--data.mean has {len(config.data.mean)} values, --data.std {len(config.data.std)}",
+            "one of each a channel",
+        ),
+    ):
+        if bad:
+            raise UserError(what, where, f"give {fix}")
+
+
+def _check(name: str, hint: Any, value: Any, where: str) -> None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        for item in value:
+            _check(name, args[0], item, where)
+    elif origin is Literal:
+        if value not in args:
+            raise UserError(f"{flag(name)} {value!r} is not a choice", where, f"one of: {', '.join(map(str, args))}")
+    else:
+        kind, limits = (args[0], args[1]) if origin is Annotated else (hint, None)
+        if kind is float:
+            limits, good_type = limits or Range(-math.inf), isinstance(value, int | float)
+        else:
+            good_type = isinstance(value, kind)
+        if not good_type or (limits is not None and value not in limits):
+            kinds = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
+            finite = isinstance(limits, Range) and limits.low > -math.inf
+            allowed = kinds.get(kind, kind.__name__) + (f", {limits}" if finite else "")
+            raise UserError(f"{flag(name)} can't be {value!r}", where, f"give {allowed}")
+
+
+def to_json(config: Any) -> Any:
+    """A dataclass as plain JSON values; each carries the name of its class under "type"."""
+    if dataclasses.is_dataclass(config):
+        values = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **values}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def from_json(value: Any, where: str) -> Config:
+    """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
+    known = {c.__name__: c for c in (Config, DigitsData, AugmentConfig, ClassificationConfig, ViTConfig, AdamW, SGD, ScheduleConfig)}
+
+    def build(node: Any) -> Any:
+        if isinstance(node, list):
+            return tuple(node)
+        if not isinstance(node, dict):
+            return node
+        rest = {key: build(item) for key, item in node.items() if key != "type"}
+        try:
+            return known[node["type"]](**rest)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"its configuration can't be read: {error}", where, "use the vit version that wrote it") from error
+
+    config = build(value)
+    validate(config, where)
+    return config
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields on which a run and its resumption may not differ but do: name → (old, new)."""
+    before, after = ({name: value for name, (_, value) in fields(c).items()} for c in (old, new))
+    kinds = {f.name: (type(getattr(old, f.name)).__name__, type(getattr(new, f.name)).__name__) for f in dataclasses.fields(Config)}
+    changed = {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}
+    for name in before.keys() & after.keys() - MAY_CHANGE:
+        if before[name] != after[name]:
+            changed[name] = (before[name], after[name])
+    return changed

@@ -1,0 +1,97 @@
+"""The command line: `--config FILE` picks a configuration, and every one of its fields is a typed flag."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vit.config import Config, fields, flag, validate
+from vit.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse_config(args: Sequence[str], default: Path) -> Config:
+    """The run that a command line asks for: the config file's values, then the flags over them.
+
+    Raises `UserError` for a missing file, an unknown flag, a value that isn't possible.
+    """
+    path, rest = default, list(args)
+    while found := [i for i, arg in enumerate(rest) if arg == "--config" or arg.startswith("--config=")]:
+        i = found[0]
+        _, equals, value = rest[i].partition("=")
+        if not equals and i + 1 == len(rest):
+            raise UserError("--config needs a file", "the command line", "as in --config configs/digits.py")
+        path = Path(value if equals else rest[i + 1])
+        del rest[i : i + (1 if equals else 2)]
+    described = f"Settings of {path}; --config FILE picks another file, and the flags change single values."
+    config = parse(rest, load_config(path), described)
+    return config if config.workdir else dataclasses.replace(config, workdir=f"runs/{path.stem}-s{config.seed}")
+
+
+def load_config(path: Path) -> Config:
+    """What `get_config()` in a Python file returns."""
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0)
+        fix = f"did you mean {path.parent / near[0]}?" if near else "give the path of a file with get_config(), as configs/digits.py"
+        raise UserError("there is no such config file", str(path), fix)
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"the config file has no {error}", str(path), "define get_config() -> vit.config.Config") from error
+    except (SyntaxError, NameError, AttributeError, TypeError, ImportError, ValueError) as error:
+        what = f"the config file fails: {type(error).__name__}: {error}"
+        raise UserError(what, str(path), "run it with python to see where") from error
+    if not isinstance(config, Config):
+        raise UserError(f"get_config() gave a {type(config).__name__}", str(path), "return a vit.config.Config")
+    validate(config, str(path))
+    return config
+
+
+def parse(args: Sequence[str], default: T, description: str) -> T:
+    """A dataclass's fields as flags. `--help` prints them; any mistake is a `UserError`."""
+    import tyro
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config, unknown = tyro.cli(
+                tyro.conf.AvoidSubcommands[type(default)],
+                args=list(args),
+                default=default,
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+        # tyro draws a box: its first paragraph is the message.
+        lines = [line.strip("│ ") for line in printed.getvalue().splitlines()[1:]]
+        message = re.split(r" ?─{4,}", " ".join(lines))[0]
+        raise UserError(message, "the command line", "see --help for every flag and its type") from None
+    if unknown:
+        raise _unknown(unknown[0], default)
+    validate(config, "the command line")
+    return config
+
+
+def _unknown(given: str, config: object) -> UserError:
+    if not given.startswith("-"):
+        return UserError(f"unexpected argument {given!r}", "the command line", "flags are --name value; see --help")
+    given = given.partition("=")[0].replace("_", "-")
+
+    def likeness(name: str) -> float:
+        # `--lr` should find `--optim.lr`: compare with the last part of the name as well.
+        whole, last = name[2:], name.rpartition(".")[2].lstrip("-")
+        return max(difflib.SequenceMatcher(None, given.lstrip("-"), part).ratio() for part in (whole, last))
+
+    nearest = max([flag(name) for name in fields(config)] + (["--config"] if isinstance(config, Config) else []), key=likeness)
+    return UserError(f"there is no flag {given}", "the command line", f"did you mean {nearest}? --help lists them all")

@@ -1,0 +1,223 @@
+"""The parts of a Vision Transformer: attention, MLP, block, patch embedding, positions.
+
+Glossary for shapes: B batch, H W pixels, P patch, N tokens, D width, h heads, d width of a head.
+Randomness comes with the call, one key an example; without keys everything is deterministic (evaluation).
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+Mask = Bool[Array, "..."] | Float[Array, "..."]
+Keys = Key[Array, "B"]
+
+xavier = nnx.initializers.xavier_uniform()
+
+
+def attention_weights(
+    q: Float[Array, "*batch Nq d"], k: Float[Array, "*batch Nk d"], mask: Mask | None = None
+) -> Float[Array, "*batch Nq Nk"]:
+    """softmax(QKᵀ/√d + mask) of "Attention Is All You Need" (arXiv 1706.03762), in float32.
+
+    `mask` broadcasts to the result: boolean (True may be attended to) or additive (-inf may not). A row that may attend
+    to nothing is all zeros, with zero gradient.
+    """
+    scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if mask is None:
+        return jax.nn.softmax(scores)
+    scores = scores + (jnp.where(mask, 0.0, -jnp.inf) if mask.dtype == bool else mask.astype(jnp.float32))
+    # softmax of a row of -inf is NaN, and so is its gradient: give it zeros to work on, then hide the result.
+    nothing = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
+    return jnp.where(nothing, 0.0, jax.nn.softmax(jnp.where(nothing, 0.0, scores)))
+
+
+def attention(
+    q: Float[Array, "*batch Nq d"],
+    k: Float[Array, "*batch Nk d"],
+    v: Float[Array, "*batch Nk dv"],
+    mask: Mask | None = None,
+) -> Float[Array, "*batch Nq dv"]:
+    """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
+    return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
+
+
+def fold_in(keys: Keys | None, number: int) -> Keys | None:
+    """An independent key an example from each key; None stays None."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def dropout(x: Float[Array, "B ..."], rate: float, keys: Keys | None, whole: bool = False) -> Float[Array, "B ..."]:
+    """Zero a share `rate` of an example's values and scale up the rest; `whole` drops all of them or none.
+
+    `whole=True` on a residual branch is stochastic depth (drop path, arXiv 1603.09382).
+    """
+    if keys is None or rate == 0:
+        return x
+    shape = (1,) * (x.ndim - 1) if whole else x.shape[1:]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` on a matrix: XLA's CPU backward of a rank-3 product is several times slower."""
+
+    def __call__(self, x: Float[Array, "*batch Din"]) -> Float[Array, "*batch Dout"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+
+
+def _qkv_init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    """Xavier as if the three matrices were apart, as timm does it for JAX-style initialisation."""
+    return jnp.concatenate([xavier(k, (shape[0], shape[1] // 3), dtype) for k in jax.random.split(key, 3)], axis=1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], mask: Mask | None = None, with_weights: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
+        """Attended tokens, and the attention weights if asked for. `mask` broadcasts to (B, h, N, N)."""
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
+        weights = attention_weights(q, k, mask) if with_weights else None
+        y = attention(q, k, v, mask)  # XLA computes shared parts once
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(B, N, D)), weights
+
+
+class Mlp(nnx.Module):
+    """The feed-forward network of a block: D → hidden → D with a GELU between."""
+
+    def __init__(self, width: int, hidden: int, *, rate: float = 0.0, dtype: jnp.dtype, rngs: nnx.Rngs):
+        small = nnx.initializers.normal(1e-6)
+        self.rate = rate
+        self.fc1 = Linear(width, hidden, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch N D"], keys: Keys | None = None) -> Float[Array, "*batch N D"]:
+        return self.fc2(dropout(jax.nn.gelu(self.fc1(x), approximate=False), self.rate, keys))
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.rate, self.drop_path = rate, drop_path
+        self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp, rate=rate, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], keys: Keys | None = None, mask: Mask | None = None, with_weights: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
+        y, weights = self.attn(self.norm1(x), mask, with_weights)
+        x = x + dropout(dropout(y, self.rate, fold_in(keys, 0)), self.drop_path, fold_in(keys, 1), whole=True)
+        y = self.mlp(self.norm2(x), fold_in(keys, 2))
+        x = x + dropout(dropout(y, self.rate, fold_in(keys, 3)), self.drop_path, fold_in(keys, 4), whole=True)
+        return x, weights
+
+
+class PatchEmbed(nnx.Module):
+    """Each P×P patch, flattened (row, column, channel) and mapped linearly to a token."""
+
+    def __init__(self, patch: int, channels: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.patch = patch
+        self.proj = Linear(patch * patch * channels, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        B, H, W, C = images.shape
+        P = self.patch
+        patches = images.reshape(B, H // P, P, W // P, P, C).swapaxes(2, 3)
+        return self.proj(patches.reshape(B, H // P, W // P, P * P * C))
+
+
+class ConvStem(nnx.Module):
+    """Strided convolutions (3x3 at stride 2) in place of the patch embedding (arXiv 2106.14881).
+
+    One convolution for each prime factor of the patch (16 = 2·2·2·2 gives four of stride 2), with the width doubling
+    up to D and a GELU between.
+    """
+
+    def __init__(self, patch: int, channels: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.convs = nnx.List(
+            [
+                nnx.Conv(i, o, (kernel, kernel), stride, padding="SAME", kernel_init=xavier, dtype=dtype, rngs=rngs)
+                for i, o, kernel, stride in conv_layout(patch, channels, width)
+            ]
+        )
+
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        x = self.convs[0](images)
+        for conv in self.convs[1:]:
+            x = conv(jax.nn.gelu(x, approximate=False))
+        return x
+
+
+def conv_layout(patch: int, channels: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Inputs, outputs, kernel side and stride of each convolution of the stem."""
+    strides = prime_factors(patch) or [1]
+    widths = [channels, *(max(1, width >> i) for i in reversed(range(len(strides))))]
+    return [(i, o, (stride + 1) | 1, stride) for i, o, stride in zip(widths, widths[1:], strides, strict=False)]
+
+
+def prime_factors(n: int) -> list[int]:
+    """12 → [2, 2, 3]."""
+    for p in range(2, math.isqrt(n) + 1):
+        if n % p == 0:
+            return [p, *prime_factors(n // p)]
+    return [n] if n > 1 else []
+
+
+class AttentionPool(nnx.Module):
+    """MAP: one learned token asks all others (arXiv 2106.04560, appendix), then a residual MLP."""
+
+    def __init__(self, width: int, heads: int, mlp: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.latent = nnx.Param(xavier(rngs.params(), (1, 1, width)))
+        self.q = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.k = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.v = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        B, _, D = x.shape
+
+        def split(y: Float[Array, "B N D"]) -> Float[Array, "B h N d"]:
+            return y.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2)
+
+        latent = jnp.broadcast_to(self.latent[...], (B, 1, D)).astype(x.dtype)
+        y = attention(split(self.q(latent)), split(self.k(x)), split(self.v(x)))
+        y = self.proj(y.swapaxes(1, 2).reshape(B, 1, D))
+        return (y + self.mlp(self.norm(y)))[:, 0]
+
+
+def sincos_positions(h: int, w: int, width: int) -> Float[np.ndarray, "1 N D"]:
+    """Fixed 2-D sin-cos positions of an h×w grid (MoCo v3, arXiv 2104.02057). `width` is a multiple of 4."""
+    omega = 1 / 10_000 ** (np.arange(width // 4) / max(1, width // 4 - 1))
+    y, x = (grid.reshape(-1, 1) * omega for grid in np.mgrid[:h, :w])
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1, dtype=np.float32)[None]
+
+
+def resample_positions(
+    positions: Float[Array, "1 N D"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Array, "1 M D"]:
+    """Learned positions of an old grid at a new one, bicubic with antialiasing as in timm."""
+    if old == new:
+        return positions
+    grid = positions.reshape(1, *old, -1)
+    resized = jax.image.resize(grid, (1, *new, grid.shape[-1]), "cubic", antialias=True)
+    return resized.reshape(1, new[0] * new[1], -1)

@@ -1,0 +1,85 @@
+"""The pictures of a run. Only this room draws; everything else returns arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vit.config import Config
+from vit.data.augment import to_pixels
+from vit.training.log import read_metrics
+from vit.training.state import example_keys
+
+BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
+
+
+def train_batch(path: Path, batch: dict[str, np.ndarray], prepare: Any, config: Config, class_names: Sequence[str]) -> None:
+    """The first 64 images of a training batch as the model sees them, augmented, with their labels."""
+    batch = {name: x[:64] for name, x in batch.items()}
+    keys = example_keys(config.seed, jnp.zeros((), jnp.int32), jnp.asarray(batch["id"]))
+    seen = prepare({name: jnp.asarray(x) for name, x in batch.items()}, keys)
+    images = np.asarray(to_pixels(seen["image"], config.data))
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure = Figure((columns * 1.1, rows * 1.25), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, label in zip(axes, images, batch["label"], strict=False):
+        ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(class_names[int(label)], fontsize=9, color=INK, pad=2)
+    _save(figure, path)
+
+
+def curves(run: Path) -> None:
+    """`curves.png`: loss, validation score and learning rate over the steps in metrics.jsonl."""
+    rows = read_metrics(run / "metrics.jsonl")
+    # A step that ran again after a roll-back counts as it went the last time.
+    train, val = ({r["step"]: r for r in rows if r["split"] == split} for split in ("train", "val"))
+    if not train and not val:
+        return
+    score = next((name for name in ("top1", "miou", "ap50") if any(name in r for r in val.values())), None)
+    panels = [("loss", "loss"), *([(score, f"validation {score}")] if score else []), ("lr", "learning rate")]
+    figure = Figure((4.2 * len(panels), 3.4), layout="constrained")
+    for ax, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        for label, points, colour in (("train", train, BLUE), ("validation", val, ORANGE)):
+            xs, ys = zip(*[(s, r[name]) for s, r in sorted(points.items()) if r.get(name) is not None] or [((), ())])
+            if len(np.shape(xs)) and np.size(xs):
+                ax.plot(xs, ys, color=colour, label=label, marker="." if len(xs) < 40 and points is val else None)
+        ax.set(title=title, xlabel="step")
+        ax.grid(alpha=0.25)
+        if name == "loss":
+            ax.legend(frameon=False)
+            ax.set_yscale("log")
+        if name == score and val:
+            best_step, best = max(((s, r[name]) for s, r in val.items()), key=lambda point: point[1])
+            ax.annotate(f"{best:.2%}", (best_step, best), (0, -14), textcoords="offset points", ha="center", color=INK)
+    _save(figure, run / "curves.png")
+
+
+def confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Confusion matrix: rows are the truth, columns the prediction; shades are shares of the row."""
+    K = len(class_names)
+    side = min(20.0, max(4.2, 0.5 * K + 1.5))
+    figure = Figure((side, side), layout="constrained")
+    ax = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if K <= 40:
+        ax.set_xticks(range(K), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
+        ax.set_yticks(range(K), class_names)
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            shade = "white" if shares[row, column] > 0.5 else INK
+            ax.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=shade, fontsize=8)
+    ax.set(title=title, xlabel="prediction", ylabel="truth")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}")
+    FigureCanvasAgg(figure).print_png(temporary)
+    temporary.replace(path)

@@ -1,0 +1,116 @@
+"""Figures of a split, every example counted once."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit.config import Config, from_json
+from vit.data.augment import make_prepare
+from vit.data.batches import once
+from vit.data.sources import describe, open_source
+from vit.errors import UserError
+from vit.tasks import make_task
+from vit.training.checkpoint import Checkpoints, Damaged, best_step
+from vit.training.log import track
+from vit.training.sharding import make_mesh, place, replicated
+from vit.training.state import make_eval_step
+from vit.training.stop import Stop
+
+
+class Trained(NamedTuple):
+    """A trained model, as a checkpoint tells it: everything needed to use it."""
+
+    config: Config
+    task: Any
+    params: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    step: int
+    where: Path
+    warnings: list[str]
+
+
+def open_run(workdir: Path, checkpoint: str) -> Trained:
+    """The model of a run at `checkpoint`: "last", "best" (by validation) or a step. Changes nothing there.
+
+    A damaged last or best checkpoint is passed over for the next one, and a warning says so.
+    Raises `UserError` if there's no such run, step, or good checkpoint.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        found = checkpoints.newest()
+        if found is None:
+            raise UserError("there is no trained model here", str(workdir), "give the --workdir of a run of train.py")
+        warnings = [f"checkpoint {step} is damaged ({damage})" for step, damage in found.damaged.items()]
+        step, meta = found.step, found.meta
+        if checkpoint != "last":
+            wanted = best_step(meta["scores"], checkpoints.steps()) if checkpoint == "best" else _number(checkpoint)
+            if wanted not in checkpoints.steps():
+                steps = ", ".join(map(str, checkpoints.steps()))
+                raise UserError(f"there is no checkpoint {checkpoint!r}", str(workdir), f"give last, best, or one of {steps}")
+            try:
+                step, meta = wanted, checkpoints.verify(wanted)
+            except Damaged as damage:
+                fix = f"give --checkpoint last (step {found.step} is good)"
+                raise UserError(f"checkpoint {wanted} is damaged: {damage}", str(workdir), fix) from damage
+        config = from_json(meta["config"], f"{workdir}, step {step}")
+        task = make_task(config.task, config.model, meta["data"])
+        params = checkpoints.params(step)
+    finally:
+        checkpoints.close()
+    return Trained(config, task, params, meta, step, workdir, warnings)
+
+
+def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Figures of a split as eval.json has them, and per example `outputs`, `label` and `id`."""
+    config = model.config
+    source = open_source(config.data, split)
+    described = describe(source)
+    for name in ("class_names", "channels"):
+        if described[name] != model.meta["data"][name]:
+            what = f"the data has {name} {described[name]}, the model was trained on {model.meta['data'][name]}"
+            raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
+    mesh = make_mesh(config.batch_size, 1)
+    eval_step = make_eval_step(model.task, make_prepare(config.data, config.augment))
+    params = jax.device_put(model.params, replicated(mesh))
+    batches = once(source, config.batch_size, (jax.process_index(), jax.process_count()))
+    batches = track(batches, -(-len(source) // config.batch_size), f"evaluating {split}")
+
+    def check() -> None:
+        stop.check("stopped before the evaluation was done; run the same command to do it again")
+
+    figures, examples = evaluate(model.task, eval_step, params, batches, mesh, check)
+    task = type(model.task).__name__.lower()
+    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
+def evaluate(
+    task: Any,
+    eval_step: Callable[..., Any],
+    params: dict[str, Any],
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The task's figures, and per example: `outputs`, `label`, `id`.
+
+    Padding (mask False) is dropped before anything is counted. `check` is called between batches and may raise.
+    """
+    sums: dict[str, np.ndarray] = {}
+    kept: dict[str, list[np.ndarray]] = {"outputs": [], "label": [], "id": []}
+    for batch in batches:
+        check()
+        real = batch["mask"]
+        outputs = np.asarray(eval_step(params, place(batch, mesh)))[real]
+        for name, x in task.metrics(outputs, batch["label"][real]).items():
+            sums[name] = sums.get(name, 0) + x
+        for name, x in (("outputs", outputs), ("label", batch["label"][real]), ("id", batch["id"][real])):
+            kept[name].append(x)
+    return task.summary(sums), {name: np.concatenate(parts) for name, parts in kept.items()}

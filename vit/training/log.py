@@ -1,0 +1,113 @@
+"""What a run tells: the console with its progress bar, metrics.jsonl, TensorBoard. The primary process only."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a kill leaves the old or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Log:
+    """The log of a run from `step` on.
+
+    Lines of metrics.jsonl beyond `step` were written by a run that was killed before its next checkpoint: those steps
+    are about to run again, so their lines go.
+    """
+
+    def __init__(self, workdir: Path, step: int, steps: int):
+        self.primary = jax.process_index() == 0
+        self.console = Console(quiet=not self.primary, highlight=False, soft_wrap=True)
+        self.steps, self.best = steps, ""
+        self.bar: Progress | None = None
+        if self.primary:
+            from tensorboardX import SummaryWriter
+
+            path = workdir / "metrics.jsonl"
+            kept = [row for row in read_metrics(path) if row["step"] <= step]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self.file = path.open("a")
+            self.events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+
+    def say(self, message: str) -> None:
+        """A line on the console."""
+        self.console.print(message, markup=False)
+
+    def metrics(self, step: int, split: str, figures: dict[str, Any]) -> None:
+        """A line in metrics.jsonl and points in TensorBoard. What isn't finite becomes null."""
+        if not self.primary:
+            return
+        row = {"step": step, "split": split, **{name: _plain(x) for name, x in figures.items()}}
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
+        self.file.flush()
+        for name, x in row.items():
+            if isinstance(x, float) and name != "step":
+                self.events.add_scalar(f"{split}/{name}", x, step)
+
+    def progress(self, step: int, images_per_s: float, data_wait: float) -> None:
+        """Move the bar. Off a terminal there's no bar; the lines at each evaluation tell how far it is."""
+        if self.bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[best]}"),
+            )
+            self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            self.task = self.bar.add_task("training", total=self.steps, completed=step, speed="", best="")
+            self.bar.start()
+        speed = f"{images_per_s:,.0f} images/s, {data_wait:.0%} waiting for data"
+        self.bar.update(self.task, completed=step, speed=speed, best=self.best)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self.bar is not None:
+            self.bar.stop()
+        if self.primary:
+            self.file.close()
+            self.events.close()
+
+
+def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """The items, under a progress bar once they take over two seconds."""
+    console = Console(stderr=True, quiet=jax.process_index() != 0)
+    begin = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, visible=False)
+        for item in items:
+            yield item
+            bar.update(task, advance=1, visible=time.monotonic() - begin > 2)
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, float):
+        return x if math.isfinite(x) else None
+    return x

@@ -1,0 +1,217 @@
+"""The loop: what happens after so many updates, signals, updates that failed, and going back."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vit.config import Config
+from vit.data.batches import Batches
+from vit.errors import Stopped, UserError
+from vit.training.checkpoint import Checkpoints
+from vit.training.log import Log
+from vit.training.sharding import place, replicated
+from vit.training.state import State
+from vit.training.stop import Stop
+
+BAD_IN_A_ROW = 3  # then roll back
+ROLL_BACKS = 3  # then give up
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many updates happens after update `step`."""
+    return step > 0 and step % every == 0
+
+
+@dataclass
+class Meter:
+    """What the updates since the last line of the log amount to."""
+
+    images: int = 0
+    waited: float = 0.0
+    begin: float = field(default_factory=time.perf_counter)
+    seen: list[dict[str, float]] = field(default_factory=list)
+
+    def speed(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.begin, 1e-9)
+        return {"images_per_s": self.images / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+
+    def figures(self) -> dict[str, float]:
+        """Means over the updates made; the learning rate is the last."""
+        if not self.seen:
+            return {}
+        means = {}
+        for name in ("loss", "grad_norm"):
+            finite = [m[name] for m in self.seen if math.isfinite(m[name])]
+            means[name] = sum(finite) / len(finite) if finite else math.nan
+        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **self.speed()}
+
+
+class Loop:
+    """Runs a state to the last step.
+
+    Args:
+      config: the run.
+      state: at the start, fresh or restored.
+      train_step: (state, batch) → (state, metrics).
+      batches: index → training batches.
+      evaluate: state → figures on the validation split; raises `Stopped` between batches on a signal.
+      task: says which figure is its headline, and what makes one checkpoint better than another.
+      checkpoints, log, stop: see there.
+      meta: what goes into every checkpoint beside the state; its "scores" grow with each evaluation.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        train_step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]],
+        batches: Batches,
+        evaluate: Callable[[State], dict[str, Any]],
+        task: Any,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        log: Log,
+        stop: Stop,
+        meta: dict[str, Any],
+    ):
+        self.config, self.state, self.train_step, self.batches = config, state, train_step, batches
+        self.evaluate, self.task, self.mesh = evaluate, task, mesh
+        self.checkpoints, self.log, self.stop, self.meta = checkpoints, log, stop, meta
+        self.step = int(state["step"])
+        self.stream = self._batches()
+        self.meter = Meter()
+        self.compiling = True
+        self.pending: deque[dict[str, jax.Array]] = deque()  # metrics of updates that the device may still be at
+
+    def run(self) -> State:
+        """The state after the last step. Raises `Stopped` on a signal, `UserError` if training can't go on."""
+        config = self.config
+        if self.step == 0:  # so that there's always something to go back to
+            self.save()
+            self.checkpoints.wait()
+        while True:
+            last = self.step == config.steps
+            evaluating = last or due(self.step, config.eval_every)
+            saving = last or due(self.step, config.save_every)
+            if (evaluating or saving or due(self.step, config.log_every)) and not self.settle():
+                continue
+            if self.step > 0 and (last or due(self.step, config.log_every)):
+                self.log_training()
+            if evaluating and str(self.step) not in self.meta["scores"]:
+                try:
+                    saving |= self.evaluate_and_compare()
+                except Stopped:
+                    self.interrupted()
+            if saving:
+                self.save()
+            self.checkpoints.check()
+            if last:
+                break
+            if self.stop.asked.is_set():
+                self.interrupted()
+            if self.compiling:
+                self.log.say("compiling…")
+            self.update()
+        self.checkpoints.wait()
+        return self.state
+
+    def update(self) -> None:
+        """One update. While the device works on it, look at the one before."""
+        begin = time.perf_counter()
+        batch = next(self.stream)
+        self.meter.waited += time.perf_counter() - begin
+        self.state, metrics = self.train_step(self.state, place(batch, self.mesh))
+        self.step += 1
+        self.meter.images += self.config.batch_size
+        if self.compiling:
+            jax.block_until_ready(metrics)
+            self.compiling = False
+            self.log.say(f"first step after {time.perf_counter() - begin:.1f} s")
+            self.meter = Meter()  # its speed leaves the compilation out
+        self.pending.append(metrics)
+        if len(self.pending) > 1:
+            self.look_at(self.pending.popleft())
+
+    def settle(self) -> bool:
+        """Wait for the device; False if that showed a reason to go back, and the state is now an earlier one."""
+        before = self.step
+        while self.pending:
+            self.look_at(self.pending.popleft())
+        return self.step == before
+
+    def look_at(self, metrics: dict[str, jax.Array]) -> None:
+        """Note an update's metrics; after three bad ones in a row, roll back."""
+        seen = {name: float(x) for name, x in metrics.items()}
+        self.meter.seen.append(seen)
+        done = self.step - len(self.pending)
+        self.log.progress(done, **self.meter.speed())
+        if seen["streak"]:
+            self.log.say(f"step {done}: loss {seen['loss']:.3g}, gradient norm {seen['grad_norm']:.3g}: update skipped")
+        if seen["streak"] >= BAD_IN_A_ROW:
+            self.roll_back(done)
+
+    def roll_back(self, bad: int) -> None:
+        """Go back to the newest good checkpoint, and from there on to the batch after update `bad`."""
+        self.checkpoints.wait()
+        count = int(self.state["rollbacks"]) + 1
+        found = self.checkpoints.newest()
+        if count >= ROLL_BACKS or found is None:
+            what = f"training diverged: {BAD_IN_A_ROW} updates in a row were not finite, {count} times by step {bad}"
+            fix = "lower --optim.lr, lengthen --schedule.warmup or set --clip; the last good checkpoint is kept"
+            raise UserError(what, f"{self.config.workdir}, step {bad}", fix)
+        offset = int(self.state["offset"]) + bad - found.step
+        skipped = int(self.state["skipped"])
+        state = self.checkpoints.restore(found.step, jax.eval_shape(lambda: self.state), replicated(self.mesh))
+        changed = {"offset": offset, "skipped": skipped, "streak": 0, "rollbacks": count}
+        state |= {name: jnp.asarray(x, jnp.int32) for name, x in changed.items()}
+        self.state, self.step = jax.device_put(state, replicated(self.mesh)), found.step
+        self.pending.clear()
+        self.stream = self._batches()
+        self.meta["scores"] = {s: score for s, score in self.meta["scores"].items() if int(s) <= self.step}
+        self.checkpoints.sweep(found.damaged)
+        self.log.metrics(bad, "event", {"rolled_back_to": found.step, "rollbacks": count, "skipped": skipped})
+        self.log.say(f"{BAD_IN_A_ROW} bad updates in a row: back to step {found.step}, past {bad - found.step} batches")
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        return self.batches.starting_at(self.step + int(self.state["offset"]))
+
+    def log_training(self) -> None:
+        if figures := self.meter.figures():
+            self.log.metrics(self.step, "train", figures)
+        self.meter = Meter()
+
+    def evaluate_and_compare(self) -> bool:
+        """Evaluate on the validation split; whether this is the best so far."""
+        begin = time.perf_counter()
+        try:
+            figures = self.evaluate(self.state)
+        finally:
+            self.meter.begin += time.perf_counter() - begin  # the training speed leaves evaluation out
+        scores, score = self.meta["scores"], list(self.task.score(figures))
+        best = all(score > other for other in scores.values())
+        scores[str(self.step)] = score
+        self.log.metrics(self.step, "val", figures)
+        shown = f"validation {self.task.headline} {figures[self.task.headline]:.2%}"
+        if best:
+            self.log.best = f"best {shown}"
+        self.log.say(f"step {self.step:>6}/{self.config.steps}  {shown}{'  (best)' if best else ''}")
+        return best
+
+    def save(self) -> None:
+        meta = {**self.meta, "step": self.step, "scores": dict(self.meta["scores"])}
+        self.checkpoints.save(self.step, self.state, meta)
+
+    def interrupted(self) -> None:
+        """Save and raise `Stopped`."""
+        self.settle()
+        self.save()
+        self.checkpoints.wait()
+        self.stop.check(f"stopped at step {self.step} and saved; run the same command to go on")

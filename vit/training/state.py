@@ -1,0 +1,100 @@
+"""How a state moves: pure functions on dicts of arrays, compiled once each.
+
+The state holds `params` (path → array), `opt` (optax's), `ema` (as params, or empty), and counters: `step` (updates
+tried), `offset` (batches stepped over), `skipped` (updates not made), `streak` (of those, in a row now) and `rollbacks`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from vit.config import Config
+from vit.models.vit import Params, merge, split
+from vit.training.optim import ema_decay, learning_rate, optimizer
+
+State = dict[str, Any]
+Batch = dict[str, Array]  # image (B, H, W, C) uint8, label (B,), id (B,), mask (B,)
+Prepare = Callable[[Batch, Key[Array, "B"] | None], Batch]  # normalise; with keys, augment
+
+
+def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config) -> State:
+    """The state before the first update."""
+    _, params = split(build(nnx.Rngs(config.seed)))
+    counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
+    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
+    return {"params": params, "opt": optimizer(config.optim, config.clip).init(params), "ema": ema, **counters}
+
+
+def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One key an example from (seed, batch index, example id): the same on any devices and in any microbatch."""
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+
+
+def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """One update: (state, batch) → (state, metrics), jitted; the old state's memory is reused.
+
+    An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
+    schedule, optim = learning_rate(config.schedule, config.optim.lr, config.steps), optimizer(config.optim, config.clip)
+
+    def mean_loss(params: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
+        losses = task.loss(merge(graph, params), prepare(batch, keys), keys)
+        return jnp.sum(losses * batch["mask"]) / total
+
+    def loss_and_gradient(params: Params, batch: Batch, keys: Key[Array, "B"]) -> tuple[Array, Params]:
+        """Of the whole batch, one microbatch after the other."""
+        total = jnp.maximum(batch["mask"].sum(), 1)
+        if config.accumulate == 1:
+            return jax.value_and_grad(mean_loss)(params, batch, keys, total)
+
+        def add(sums: tuple[Array, Params], part: tuple[Batch, Array]) -> tuple[tuple[Array, Params], None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_loss)(params, *part, total)), None
+
+        # Every device gives a share of each microbatch: example i goes to microbatch i mod accumulate.
+        parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add, zero, parts)[0]
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        keys = example_keys(config.seed, state["step"] + state["offset"], batch["id"])
+        loss, gradient = loss_and_gradient(state["params"], batch, keys)
+        lr = schedule(state["step"])
+        direction, opt = optim.update(gradient, state["opt"], state["params"])
+        params = jax.tree.map(lambda p, d: p - lr * d, state["params"], direction)
+        norm = optax.tree.norm(gradient)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
+
+        ema = state["ema"]
+        if config.ema:
+            decay = ema_decay(config.ema, state["step"])
+            ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
+        new = {"params": params, "opt": opt, "ema": ema}
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, {name: state[name] for name in new})
+        counters = {
+            "step": state["step"] + 1,
+            "offset": state["offset"],
+            "skipped": state["skipped"] + ~good,
+            "streak": jnp.where(good, 0, state["streak"] + 1),
+            "rollbacks": state["rollbacks"],
+        }
+        return {**new, **counters}, {"loss": loss, "grad_norm": norm, "lr": lr, "streak": counters["streak"]}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
+    """(params, batch) → the task's outputs of each example, without augmentation or dropout, jitted."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
+    return jax.jit(lambda params, batch: task.outputs(merge(graph, params), prepare(batch, None)))
+
+
+def evaluated(state: State) -> Params:
+    """The parameters that are evaluated and predicted with: the moving average where there is one."""
+    return state["ema"] or state["params"]

@@ -1,0 +1,42 @@
+"""SIGTERM and Ctrl-C: note the wish, finish the step, save, leave. This module imports nothing heavy."""
+
+import os
+import signal
+import threading
+
+from vit.errors import STOPPED, Stopped
+
+
+class Stop:
+    """Listens for SIGTERM and SIGINT from `listen()` on; a second Ctrl-C leaves at once.
+
+    Python runs signal handlers only between bytecodes, and a compilation can take a minute of C++. So the handlers do
+    nothing, and a thread reads the signals' numbers from the wake-up pipe, which C writes at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    @classmethod
+    def listen(cls) -> "Stop":
+        """Start listening; call it once, from the main thread, before anything slow."""
+        stop = cls()
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=stop._watch, args=(read,), name="signals", daemon=True).start()
+        return stop
+
+    def _watch(self, read: int) -> None:
+        while numbers := os.read(read, 64):
+            for number in numbers:
+                if number == signal.SIGINT and self.asked.is_set():
+                    os._exit(STOPPED)  # finished checkpoints are safe, an unfinished one is cleaned away
+                self.asked.set()
+
+    def check(self, message: str) -> None:
+        """Raise `Stopped` if somebody asked."""
+        if self.asked.is_set():
+            raise Stopped(message)

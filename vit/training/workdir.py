@@ -1,0 +1,64 @@
+"""The folder of a run: made, locked against a second trainer, and checked to hold the run that is asked for."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import IO
+
+import vit
+from vit.config import Config, differences, flag, from_json, to_json
+from vit.errors import UserError
+from vit.training.checkpoint import Found
+from vit.training.log import read_metrics, write_atomically
+
+
+def open_workdir(path: Path) -> IO[str]:
+    """Make the folder and lock it; the lock goes with the returned file, or with the process.
+
+    Raises `UserError` if it can't be written to or another process trains there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"the run's folder can't be written: {error.strerror}", str(path), "give another --workdir") from error
+    with contextlib.suppress(ImportError):  # there is no fcntl on Windows
+        import fcntl
+
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another process is training in this folder"
+            raise UserError(what, str(path), "wait for it or stop it, or give another --workdir") from error
+    return lock
+
+
+def check_resumable(config: Config, workdir: Path, found: Found | None) -> None:
+    """Raise `UserError` if going on from the checkpoint found would not be the run that was begun."""
+    if found is None:
+        if any(row["step"] > 0 for row in read_metrics(workdir / "metrics.jsonl")):
+            what = "a run was begun here, but its checkpoints are gone"
+            raise UserError(what, str(workdir), "bring back the checkpoints folder, or give another --workdir")
+        return
+    where = f"{workdir}, step {found.step}"
+    if changed := differences(from_json(found.meta["config"], where), config):
+        name, (old, new) = sorted(changed.items())[0]
+        others = f" (and {', '.join(flag(n) for n in sorted(changed)[1:])})" if len(changed) > 1 else ""
+        what = f"{flag(name)} was {old} when this run began and is {new} now{others}"
+        raise UserError(what, where, f"keep {flag(name)} {old}, or give another --workdir for a new run")
+    if config.steps < found.step:
+        what = f"--steps {config.steps} is behind this run, which is at step {found.step}"
+        raise UserError(what, where, f"give --steps {found.step} or more, or another --workdir")
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """`config.json`, for people; a resume reads the configuration from its checkpoint."""
+    write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: they travel in every checkpoint."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")}
+    return {"vit": vit.__version__, "python": platform.python_version(), **packages}
