@@ -22,8 +22,8 @@ class Evaluation:
 
     workdir: str = ""
     """Folder of the run."""
-    split: Literal["test", "val", "train"] | None = None
-    """Which part of the data set. Default: test, or val where there is no test split."""
+    split: Literal["auto", "test", "val", "train"] = "auto"
+    """Which part of the data set; auto is test, or val where there is no test split."""
     checkpoint: str = "last"
     """last, best (by validation), or a step."""
 
@@ -41,7 +41,7 @@ def main(wanted: Evaluation, stop: Stop) -> None:
     model = open_run(run, wanted.checkpoint)
     for warning in model.warnings:
         print(f"warning: {warning}; step {model.step} is used", file=sys.stderr)
-    split = wanted.split or ("test" if "test" in splits(model.config.data) else "val")
+    split = splits(model.config.data)[-1] if wanted.split == "auto" else wanted.split
     figures, examples = evaluate_split(model, split, stop)
     results.write(run, model, figures, examples)
 

@@ -1,19 +1,26 @@
-"""scikit-learn's digits, the default: 1,293 images of 8x8 to train on."""
+"""scikit-learn's digits, the default: 1,293 grey images of 8x8 to train on, 144 to validate, 360 to test.
 
-from vit.config import AdamW, AugmentConfig, Config, DigitsData, ScheduleConfig, ViTConfig
+    uv run train.py --seed 0
+
+A ViT of 0.1 M parameters (2x2 patches, 16 tokens) with affine augmentation. Expected: 98 to 99.5 % on the 360 test
+images; results by seed are in the README. Cost: 4,500 steps, about a minute on two idle cores.
+The values were chosen on folds of the 1,437 images that are not for test.
+"""
+
+from vit.config import AdamW, AugmentConfig, Config, ScheduleConfig, ViTConfig
 
 
 def get_config() -> Config:
     """A plain ViT with 2x2 patches and affine augmentation."""
     return Config(
-        steps=2000,
-        batch_size=128,
-        eval_every=200,
-        save_every=200,
-        data=DigitsData(),
-        augment=AugmentConfig(rotate=15, zoom=0.15, shear=0.15, shift=0.1),
-        model=ViTConfig(patch=2, width=48, depth=4, heads=4, mlp=192, pool="mean"),
-        optim=AdamW(lr=2e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(warmup=100),
+        steps=4500,
+        batch_size=64,
         ema=0.99,
+        eval_every=500,
+        save_every=500,
+        log_every=50,
+        augment=AugmentConfig(rotate=15, zoom=0.15, shear=0.15, shift=0.1),
+        model=ViTConfig(patch=2, width=64, depth=2, heads=4, mlp=256, pool="mean"),
+        optim=AdamW(lr=4e-3, weight_decay=0.3),
+        schedule=ScheduleConfig(warmup=100),
     )

@@ -7,6 +7,7 @@ as help. Limits stand beside the field as `Annotated[..., Range(...)]` and are c
 import dataclasses
 import math
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -220,38 +221,25 @@ def validate(config: Any, where: str = "the configuration") -> None:
     """Raise `UserError` for the first value outside its range, and for values that contradict each other."""
     for name, (hint, value) in fields(config).items():
         _check(name, hint, value, where)
-    if not isinstance(config, Config):
-        return
-    model = config.model
-    for bad, what, fix in (
-        (
-            model.width % model.heads,
-            f"--model.width {model.width} can't be shared by {model.heads} heads",
-            "a width that --model.heads divides",
-        ),
-        (
-            model.position == "sincos" and model.width % 4,
-            f"sin-cos positions can't fill --model.width {model.width}",
-            "a multiple of 4, or --model.position learned",
-        ),
-        (
-            config.batch_size % config.accumulate,
-            f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches",
-            "a batch size that --accumulate divides",
-        ),
-        (
-            config.schedule.warmup >= config.steps,
-            f"--schedule.warmup {config.schedule.warmup} leaves nothing of --steps {config.steps}",
-            "a warm-up shorter than the run",
-        ),
-        (
-            len(config.data.mean) != len(config.data.std),
-            f"--data.mean has {len(config.data.mean)} values, --data.std {len(config.data.std)}",
-            "one of each a channel",
-        ),
-    ):
+    for bad, what, fix in _contradictions(config):
         if bad:
             raise UserError(what, where, f"give {fix}")
+
+
+def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
+    if isinstance(config, ViTConfig):
+        what = f"--model.width {config.width} can't be shared by {config.heads} heads"
+        yield config.width % config.heads, what, "a width that --model.heads divides"
+        what = f"sin-cos positions can't fill --model.width {config.width}"
+        yield config.position == "sincos" and config.width % 4, what, "a multiple of 4, or --model.position learned"
+    if isinstance(config, Config):
+        yield from _contradictions(config.model)
+        what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
+        yield config.batch_size % config.accumulate, what, "a batch size that --accumulate divides"
+        what = f"--schedule.warmup {config.schedule.warmup} leaves nothing of --steps {config.steps}"
+        yield config.schedule.warmup >= config.steps, what, "a warm-up shorter than the run"
+        mean, std = len(config.data.mean), len(config.data.std)
+        yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
 
 
 def _check(name: str, hint: Any, value: Any, where: str) -> None:

@@ -83,6 +83,18 @@ def parse(args: Sequence[str], default: T, description: str) -> T:
     return config
 
 
+def as_flags(config: object) -> str:
+    """The command line that would give this configuration."""
+    words = []
+    for name, (_, value) in fields(config).items():
+        if isinstance(value, bool):
+            head, _, last = flag(name).rpartition(".")
+            words.append(flag(name) if value else f"{head}.no-{last}" if head else f"--no-{last[2:]}")
+        else:
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return " ".join(words)
+
+
 def _unknown(given: str, config: object) -> UserError:
     if not given.startswith("-"):
         return UserError(f"unexpected argument {given!r}", "the command line", "flags are --name value; see --help")

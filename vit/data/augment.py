@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from vit.config import AugmentConfig, DigitsData
+from vit.errors import UserError
 
 
 def make_prepare(data: DigitsData, augment: AugmentConfig) -> Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]:
@@ -24,7 +25,13 @@ def make_prepare(data: DigitsData, augment: AugmentConfig) -> Callable[[dict[str
 
 
 def preprocessing(data: DigitsData, described: dict[str, Any]) -> dict[str, Any]:
-    """What must be done to pixels before the model, for whoever serves it."""
+    """What must be done to pixels before the model, for whoever serves it.
+
+    Raises `UserError` if the statistics don't fit the images' channels.
+    """
+    if len(data.mean) not in (1, described["channels"]):
+        what = f"--data.mean and --data.std have {len(data.mean)} values, the images {described['channels']} channels"
+        raise UserError(what, described["dataset"], "give one value, or one a channel")
     size = {name: described[name] for name in ("image_size", "channels")}
     return {**size, "scale": 1 / 255, "mean": list(data.mean), "std": list(data.std)}
 

@@ -52,7 +52,7 @@ class Digits:
 
 
 def splits(config: DigitsData) -> tuple[str, ...]:
-    """The splits that the data set has."""
+    """The splits that the data set has; the last is the one to report on."""
     return {DigitsData: SPLITS}[type(config)]
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 Mask = Bool[Array, "..."] | Float[Array, "..."]
@@ -70,7 +71,7 @@ class Linear(nnx.Linear):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
-def _qkv_init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+def _qkv_init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
     """Xavier as if the three matrices were apart, as timm does it for JAX-style initialisation."""
     return jnp.concatenate([xavier(k, (shape[0], shape[1] // 3), dtype) for k in jax.random.split(key, 3)], axis=1)
 
@@ -78,7 +79,7 @@ def _qkv_init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = heads
         self.qkv = Linear(width, 3 * width, kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
@@ -97,7 +98,7 @@ class SelfAttention(nnx.Module):
 class Mlp(nnx.Module):
     """The feed-forward network of a block: D → hidden → D with a GELU between."""
 
-    def __init__(self, width: int, hidden: int, *, rate: float = 0.0, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, rate: float = 0.0, dtype: DTypeLike, rngs: nnx.Rngs):
         small = nnx.initializers.normal(1e-6)
         self.rate = rate
         self.fc1 = Linear(width, hidden, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
@@ -111,7 +112,7 @@ class Block(nnx.Module):
     """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.rate, self.drop_path = rate, drop_path
         self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
@@ -132,7 +133,7 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Each P×P patch, flattened (row, column, channel) and mapped linearly to a token."""
 
-    def __init__(self, patch: int, channels: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.patch = patch
         self.proj = Linear(patch * patch * channels, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
@@ -150,7 +151,7 @@ class ConvStem(nnx.Module):
     up to D and a GELU between.
     """
 
-    def __init__(self, patch: int, channels: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.convs = nnx.List(
             [
                 nnx.Conv(i, o, (kernel, kernel), stride, padding="SAME", kernel_init=xavier, dtype=dtype, rngs=rngs)
@@ -183,7 +184,7 @@ def prime_factors(n: int) -> list[int]:
 class AttentionPool(nnx.Module):
     """MAP: one learned token asks all others (arXiv 2106.04560, appendix), then a residual MLP."""
 
-    def __init__(self, width: int, heads: int, mlp: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, mlp: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = heads
         self.latent = nnx.Param(xavier(rngs.params(), (1, 1, width)))
         self.q = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)

@@ -11,22 +11,23 @@ from matplotlib.figure import Figure
 
 from vit.config import Config
 from vit.data.augment import to_pixels
+from vit.data.batches import Batches
 from vit.training.log import read_metrics
 from vit.training.state import example_keys
 
 BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
 
 
-def train_batch(path: Path, batch: dict[str, np.ndarray], prepare: Any, config: Config, class_names: Sequence[str]) -> None:
-    """The first 64 images of a training batch as the model sees them, augmented, with their labels."""
-    batch = {name: x[:64] for name, x in batch.items()}
+def train_batch(path: Path, batches: Batches, prepare: Any, config: Config, class_names: Sequence[str]) -> None:
+    """The first images of the first training batch, at most 64, as the model sees them: augmented, with their labels."""
+    batch = {name: x[:64] for name, x in next(batches.starting_at(0)).items()}
     keys = example_keys(config.seed, jnp.zeros((), jnp.int32), jnp.asarray(batch["id"]))
     seen = prepare({name: jnp.asarray(x) for name, x in batch.items()}, keys)
     images = np.asarray(to_pixels(seen["image"], config.data))
     columns = 8
     rows = -(-len(images) // columns)
     figure = Figure((columns * 1.1, rows * 1.25), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.axis("off")
     for ax, image, label in zip(axes, images, batch["label"], strict=False):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,17 +151,17 @@ class Checkpoints:
             raise UserError(what, str(self.folder), "bring back a backup of one, or start anew in another --workdir")
         return None
 
-    def sweep(self, damaged: Iterable[int]) -> list[str]:
-        """Remove unfinished saves and put damaged checkpoints aside; the new names of those."""
+    def sweep(self, damaged: dict[int, str]) -> list[str]:
+        """Remove unfinished saves and put damaged checkpoints aside; a line on each of those."""
         for unfinished in self.folder.glob("tmp-*"):
             shutil.rmtree(unfinished)
-        names = []
-        for step in damaged:
+        lines = []
+        for step, damage in damaged.items():
             free = (f"{step}.damaged{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 1000))])
-            aside = next(self.folder / name for name in free if not (self.folder / name).exists())
-            (self.folder / str(step)).rename(aside)
-            names.append(aside.name)
-        return names
+            name = next(name for name in free if not (self.folder / name).exists())
+            (self.folder / str(step)).rename(self.folder / name)
+            lines.append(f"checkpoint {step} is damaged ({damage}): kept aside as {self.folder.name}/{name}")
+        return lines
 
     def restore(self, step: int, like: Any, sharding: jax.sharding.Sharding) -> Any:
         """The state saved at `step`, placed by `sharding`; `like` gives its structure and shapes."""
@@ -175,9 +175,11 @@ class Checkpoints:
         restored = self._orbax.restore(self.folder / str(step) / "state", args=ocp.args.StandardRestore())
         return flatten_dict(restored.get("ema", restored["params"]), sep="/")
 
-    def close(self) -> None:
-        """Let the threads go, after the last save."""
-        self._thread.shutdown()
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()  # after the last save
         self._orbax.close()
 
 

@@ -39,8 +39,7 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
     A damaged last or best checkpoint is passed over for the next one, and a warning says so.
     Raises `UserError` if there's no such run, step, or good checkpoint.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
         found = checkpoints.newest()
         if found is None:
             raise UserError("there is no trained model here", str(workdir), "give the --workdir of a run of train.py")
@@ -59,8 +58,6 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
         config = from_json(meta["config"], f"{workdir}, step {step}")
         task = make_task(config.task, config.model, meta["data"])
         params = checkpoints.params(step)
-    finally:
-        checkpoints.close()
     return Trained(config, task, params, meta, step, workdir, warnings)
 
 

@@ -86,8 +86,10 @@ class Log:
         speed = f"{images_per_s:,.0f} images/s, {data_wait:.0%} waiting for data"
         self.bar.update(self.task, completed=step, speed=speed, best=self.best)
 
-    def close(self) -> None:
-        """Flush everything."""
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         if self.primary:

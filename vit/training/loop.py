@@ -176,7 +176,8 @@ class Loop:
         self.pending.clear()
         self.stream = self._batches()
         self.meta["scores"] = {s: score for s, score in self.meta["scores"].items() if int(s) <= self.step}
-        self.checkpoints.sweep(found.damaged)
+        for line in self.checkpoints.sweep(found.damaged):
+            self.log.say(line)
         self.log.metrics(bad, "event", {"rolled_back_to": found.step, "rollbacks": count, "skipped": skipped})
         self.log.say(f"{BAD_IN_A_ROW} bad updates in a row: back to step {found.step}, past {bad - found.step} batches")
 

@@ -4,8 +4,8 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import vit
 from vit.config import Config, differences, flag, from_json, to_json
@@ -14,8 +14,9 @@ from vit.training.checkpoint import Found
 from vit.training.log import read_metrics, write_atomically
 
 
-def open_workdir(path: Path) -> IO[str]:
-    """Make the folder and lock it; the lock goes with the returned file, or with the process.
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make the folder and hold it against other trainers; a killed process lets go by itself.
 
     Raises `UserError` if it can't be written to or another process trains there.
     """
@@ -24,15 +25,16 @@ def open_workdir(path: Path) -> IO[str]:
         lock = (path / ".lock").open("a")
     except OSError as error:
         raise UserError(f"the run's folder can't be written: {error.strerror}", str(path), "give another --workdir") from error
-    with contextlib.suppress(ImportError):  # there is no fcntl on Windows
-        import fcntl
+    with lock:
+        with contextlib.suppress(ImportError):  # there is no fcntl on Windows
+            import fcntl
 
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            what = "another process is training in this folder"
-            raise UserError(what, str(path), "wait for it or stop it, or give another --workdir") from error
-    return lock
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                what = "another process is training in this folder"
+                raise UserError(what, str(path), "wait for it or stop it, or give another --workdir") from error
+        yield
 
 
 def check_resumable(config: Config, workdir: Path, found: Found | None) -> None:

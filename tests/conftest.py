@@ -1,0 +1,54 @@
+"""Shared by all tests: shapes are checked against their annotations, compilations are cached, matmuls are exact."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jaxtyping
+import pytest
+
+REPO = Path(__file__).parent.parent
+CACHE = REPO / ".jax_cache"
+
+# Every function of vit that states shapes is held to them, here and not in production.
+jaxtyping.install_import_hook(["vit.models", "vit.tasks", "vit.data.augment", "vit.training.state"], "beartype.beartype")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# Two-core training of a tiny ViT that still goes through everything.
+SMALL = [
+    "--steps=12", "--batch-size=16", "--eval-every=4", "--save-every=3", "--log-every=2", "--schedule.warmup=2",
+    "--model.width=16", "--model.depth=2", "--model.heads=2", "--model.mlp=32", "--model.drop-path=0.1", "--model.dropout=0.1",
+]  # fmt: skip
+
+
+def program_environment() -> dict[str, str]:
+    """The environment of a program under test: the compilation cache, and no flags of the outer world."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+
+
+def start(program: str, *args: str, **options) -> subprocess.Popen:
+    """Start train.py or eval.py as a user does, with warnings as errors."""
+    command = [sys.executable, "-W", "error", str(REPO / program), *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=program_environment(), **{**pipes, **options})
+
+
+def run(program: str, *args: str, code: int = 0, **options) -> tuple[str, str]:
+    """Run a program to its end; what it printed to stdout and stderr."""
+    process = start(program, *args, **options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit {process.returncode}, not {code}:\n{out}\n{err}"
+    return out, err
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A finished run of the small setting. Tests that change it work on a copy."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    run("train.py", *SMALL, f"--workdir={workdir}")
+    return workdir

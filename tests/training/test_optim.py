@@ -1,0 +1,83 @@
+"""Schedules and optimisers against their formulas, written out in NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit.config import SGD, AdamW, ScheduleConfig
+from vit.training.optim import ema_decay, learning_rate, optimizer
+
+PARAMS = {
+    "blocks/0/attn/qkv/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32),
+    "blocks/0/attn/qkv/bias": np.array([1.0, 2.0], np.float32),
+    "blocks/0/norm1/scale": np.array([1.5], np.float32),
+    "pos_embed": np.array([[0.3]], np.float32),
+    "cls_token": np.array([[0.7]], np.float32),
+    "attn_pool/latent": np.array([[0.2]], np.float32),
+}
+DECAYED = "blocks/0/attn/qkv/kernel"
+
+
+def gradients(step):
+    rng = np.random.default_rng(step)
+    return {name: rng.normal(size=x.shape).astype(np.float32) for name, x in PARAMS.items()}
+
+
+def clipped(grads, limit):
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+    return {name: g * min(1, limit / norm) for name, g in grads.items()} if limit else grads
+
+
+def ours(config, clip, steps, lr=0.1):
+    optim = optimizer(config, clip)
+    params = {name: jnp.asarray(x) for name, x in PARAMS.items()}
+    state = optim.init(params)
+    for step in range(steps):
+        direction, state = optim.update({n: jnp.asarray(g) for n, g in gradients(step).items()}, state, params)
+        params = {name: params[name] - lr * direction[name] for name in params}
+    return params
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adamw(clip):
+    config, lr = AdamW(weight_decay=0.3, b1=0.8, b2=0.95), 0.1
+    params = {name: x.astype(np.float64) for name, x in PARAMS.items()}
+    m, v = ({name: 0.0 for name in params} for _ in range(2))
+    for step in range(6):
+        for name, g in clipped(gradients(step), clip).items():
+            m[name] = 0.8 * m[name] + 0.2 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            hat = m[name] / (1 - 0.8 ** (step + 1)), v[name] / (1 - 0.95 ** (step + 1))
+            decay = 0.3 if name == DECAYED else 0.0
+            params[name] = params[name] - lr * (hat[0] / (np.sqrt(hat[1]) + 1e-8) + decay * params[name])
+    for name, got in ours(config, clip, 6).items():
+        np.testing.assert_allclose(got, params[name], rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_sgd_momentum(clip):
+    params = {name: x.astype(np.float64) for name, x in PARAMS.items()}
+    velocity = {name: 0.0 for name in params}
+    for step in range(6):
+        for name, g in clipped(gradients(step), clip).items():
+            g = g + (0.3 if name == DECAYED else 0.0) * params[name]
+            velocity[name] = 0.9 * velocity[name] + g
+            params[name] = params[name] - 0.1 * velocity[name]
+    for name, got in ours(SGD(weight_decay=0.3, momentum=0.9), clip, 6).items():
+        np.testing.assert_allclose(got, params[name], rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_schedule(decay, warmup):
+    schedule = learning_rate(ScheduleConfig(warmup, decay), 0.5, 25)
+    rates = np.array([float(schedule(t)) for t in range(25)])
+    rest = np.arange(25 - warmup) / (25 - warmup)
+    after = {"cosine": 0.5 * (1 + np.cos(np.pi * rest)), "linear": 1 - rest, "constant": np.ones_like(rest)}[decay]
+    rise = np.arange(1, warmup + 1) / (warmup + 1)
+    np.testing.assert_allclose(rates, 0.5 * np.concatenate([rise, after]), rtol=1e-5)
+    assert (rates > 0).all()
+
+
+def test_the_moving_average_is_short_at_first():
+    assert [float(ema_decay(0.99, jnp.asarray(t))) for t in (0, 10, 10_000)] == pytest.approx([0.1, 0.55, 0.99])
