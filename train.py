@@ -33,11 +33,12 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.checkpoint import Checkpoints
     from vit.training.log import Log
     from vit.training.loop import Loop
-    from vit.training.sharding import make_mesh, replicated
+    from vit.training.sharding import check_batch_size, make_mesh, replicated
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
-    mesh = make_mesh(config.batch_size, config.accumulate)
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, config.accumulate, mesh)
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     data = describe(train_source)
     pixels = preprocessing(config.data, data)

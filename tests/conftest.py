@@ -31,17 +31,17 @@ def program_environment() -> dict[str, str]:
     return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
-def start(program: str, *args: str, **options) -> subprocess.Popen:
+def start(program: str, *args: object, **options) -> subprocess.Popen:
     """Start train.py or eval.py as a user does, with warnings as errors."""
     command = [sys.executable, "-W", "error", str(REPO / program), *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=program_environment(), **{**pipes, **options})
 
 
-def run(program: str, *args: str, code: int = 0, **options) -> tuple[str, str]:
+def run(program: str, *args: object, code: int = 0, timeout: float = 300, **options) -> tuple[str, str]:
     """Run a program to its end; what it printed to stdout and stderr."""
     process = start(program, *args, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout)
     assert process.returncode == code, f"exit {process.returncode}, not {code}:\n{out}\n{err}"
     return out, err
 

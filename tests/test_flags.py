@@ -84,7 +84,11 @@ def test_no_number_may_be_negative_or_not_finite(name, value):
         (["--optm.lr=3"], "there is no flag --optm.lr", "did you mean --optim.lr? --help lists them all"),
         (["--step", "3"], "there is no flag --step", "did you mean --steps? --help lists them all"),
         (["--batchsize", "3"], "there is no flag --batchsize", "did you mean --batch-size? --help lists them all"),
-        (["--model.drop_pth", "3"], "there is no flag --model.drop-pth", "did you mean --model.drop-path? --help lists them all"),
+        (
+            ["--model.drop_pth", "3"],
+            "there is no flag --model.drop-pth",
+            "did you mean --model.drop-path? --help lists them all",
+        ),
         (["--confg", "x"], "there is no flag --confg", "did you mean --config? --help lists them all"),
         (["7"], "unexpected argument '7'", "flags are --name value; see --help"),
         (["--optim.lr", "0"], "--optim.lr can't be 0.0", "give a finite number, greater than 0"),
@@ -167,7 +171,9 @@ def test_json_of_an_older_version_takes_defaults_and_of_a_newer_is_refused():
 
 def test_differences_that_matter():
     old = parse()
-    assert differences(old, parse("--steps", "9000", "--keep", "9", "--workdir", "x", "--data.stream", "--log-every", "3")) == {}
+    assert (
+        differences(old, parse("--steps", "9000", "--keep", "9", "--workdir", "x", "--data.stream", "--log-every", "3")) == {}
+    )
     assert differences(old, parse("--seed", "1")) == {"seed": (0, 1)}
     changed = dataclasses.replace(old, optim=SGD(lr=old.optim.lr, weight_decay=old.optim.weight_decay))
     assert differences(old, changed) == {"optim": ("AdamW", "SGD")}

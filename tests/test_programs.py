@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import StandardCheckpointer
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
-from tests.conftest import REPO, SMALL, program_environment, run, start
+from tests.conftest import REPO, SMALL, run, start
 from vit.data.sources import Digits
 from vit.training.checkpoint import Checkpoints
 from vit.training.log import read_metrics
@@ -220,15 +220,13 @@ def test_kill_9_and_reruns_end_bitwise_as_if_nothing_had_happened(trained, tmp_p
     assert process.returncode == -signal.SIGKILL
     for _ in range(3):
         process = start("train.py", *command)
-        out, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=300)
         if process.returncode == 0:
             break
     assert process.returncode == 0, err
     assert_same_state(final_state(workdir), final_state(trained))
     rows = read_metrics(workdir / "metrics.jsonl")
-    assert [(r["step"], r["split"]) for r in rows] == [
-        (r["step"], r["split"]) for r in read_metrics(trained / "metrics.jsonl")
-    ]
+    assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in read_metrics(trained / "metrics.jsonl")]
     assert not list((workdir / "checkpoints").glob("tmp-*"))
 
 

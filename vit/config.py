@@ -273,7 +273,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    known = {c.__name__: c for c in (Config, DigitsData, AugmentConfig, ClassificationConfig, ViTConfig, AdamW, SGD, ScheduleConfig)}
+    classes = (Config, DigitsData, AugmentConfig, ClassificationConfig, ViTConfig, AdamW, SGD, ScheduleConfig)
+    known = {c.__name__: c for c in classes}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):
@@ -294,8 +295,9 @@ def from_json(value: Any, where: str) -> Config:
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The fields on which a run and its resumption may not differ but do: name → (old, new)."""
     before, after = ({name: value for name, (_, value) in fields(c).items()} for c in (old, new))
-    kinds = {f.name: (type(getattr(old, f.name)).__name__, type(getattr(new, f.name)).__name__) for f in dataclasses.fields(Config)}
-    changed = {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}
+    names = [f.name for f in dataclasses.fields(Config)]
+    kinds = {name: tuple(type(getattr(config, name)).__name__ for config in (old, new)) for name in names}
+    changed: dict[str, Any] = {name: pair for name, pair in kinds.items() if pair[0] != pair[1]}
     for name in before.keys() & after.keys() - MAY_CHANGE:
         if before[name] != after[name]:
             changed[name] = (before[name], after[name])

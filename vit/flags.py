@@ -8,7 +8,7 @@ import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from vit.config import Config, fields, flag, validate
 from vit.errors import UserError
@@ -39,7 +39,8 @@ def load_config(path: Path) -> Config:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0)
-        fix = f"did you mean {path.parent / near[0]}?" if near else "give the path of a file with get_config(), as configs/digits.py"
+        fix = "give the path of a file with get_config(), as configs/digits.py"
+        fix = f"did you mean {path.parent / near[0]}?" if near else fix
         raise UserError("there is no such config file", str(path), fix)
     try:
         config = runpy.run_path(str(path))["get_config"]()
@@ -64,7 +65,8 @@ def parse(args: Sequence[str], default: T, description: str) -> T:
     try:
         with contextlib.redirect_stderr(printed):
             config, unknown = tyro.cli(
-                tyro.conf.AvoidSubcommands[type(default)],
+                cast(Any, type(default)),
+                config=(tyro.conf.AvoidSubcommands,),
                 args=list(args),
                 default=default,
                 description=description,
@@ -80,7 +82,7 @@ def parse(args: Sequence[str], default: T, description: str) -> T:
     if unknown:
         raise _unknown(unknown[0], default)
     validate(config, "the command line")
-    return config
+    return cast(T, config)
 
 
 def as_flags(config: object) -> str:

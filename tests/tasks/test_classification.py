@@ -1,5 +1,7 @@
 """Every figure against scikit-learn, SciPy or a NumPy few-liner, on random predictions."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def ece(probabilities, labels, bins=15):
     confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
     total = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             total += inside.mean() * abs(hit[inside].mean() - confidence[inside].mean())

@@ -1,5 +1,6 @@
 """The loop with a made-up train step: roll-backs, offsets, signals."""
 
+import contextlib
 import dataclasses
 from itertools import count
 
@@ -45,7 +46,7 @@ class Run:
     def __init__(self, folder, config=CONFIG, bad=()):
         self.seen, self.bad, self.folder = [], set(bad), folder
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-        self.stop, self.mesh = Stop(), make_mesh(config.batch_size, 1)
+        self.stop, self.mesh = Stop(), make_mesh()
         found = self.checkpoints.newest()
         counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
         state = {"params": {"w": jnp.zeros(())}, "opt": (), "ema": {}, **counters}
@@ -176,6 +177,24 @@ def test_a_signal_saves_and_the_rerun_goes_on_where_it_was(tmp_path, stop_after)
         assert "20" in run.checkpoints.newest().meta["scores"]
         rows = [(r["step"], r["split"]) for r in read_metrics(folder / "metrics.jsonl")]
         assert len(rows) == len(set(rows))
+
+
+def test_consecutive_resumes_see_every_batch_once(tmp_path):
+    seen = []
+    for stop_after in (3, 4, 11, None):
+        with Run(tmp_path) as run:
+            step = run.step
+
+            def stepping(state, batch, run=run, step=step, stop_after=stop_after):
+                if int(state["step"]) + 1 == stop_after:
+                    run.stop.asked.set()
+                return step(state, batch)
+
+            run.loop.train_step = stepping
+            with contextlib.nullcontext() if stop_after is None else pytest.raises(Stopped):
+                run.loop.run()
+            seen += run.seen
+    assert seen == list(range(20))
 
 
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):

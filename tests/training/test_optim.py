@@ -42,7 +42,7 @@ def ours(config, clip, steps, lr=0.1):
 def test_adamw(clip):
     config, lr = AdamW(weight_decay=0.3, b1=0.8, b2=0.95), 0.1
     params = {name: x.astype(np.float64) for name, x in PARAMS.items()}
-    m, v = ({name: 0.0 for name in params} for _ in range(2))
+    m, v = (dict.fromkeys(params, 0.0) for _ in range(2))
     for step in range(6):
         for name, g in clipped(gradients(step), clip).items():
             m[name] = 0.8 * m[name] + 0.2 * g
@@ -57,7 +57,7 @@ def test_adamw(clip):
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_sgd_momentum(clip):
     params = {name: x.astype(np.float64) for name, x in PARAMS.items()}
-    velocity = {name: 0.0 for name in params}
+    velocity = dict.fromkeys(params, 0.0)
     for step in range(6):
         for name, g in clipped(gradients(step), clip).items():
             g = g + (0.3 if name == DECAYED else 0.0) * params[name]

@@ -10,8 +10,10 @@ from jaxtyping import Array, Float, Key, UInt8
 from vit.config import AugmentConfig, DigitsData
 from vit.errors import UserError
 
+Prepare = Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]
 
-def make_prepare(data: DigitsData, augment: AugmentConfig) -> Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]:
+
+def make_prepare(data: DigitsData, augment: AugmentConfig) -> Prepare:
     """(batch of uint8 images, keys) → batch of normalised float32 images, augmented if there are keys."""
 
     def prepare(batch: dict[str, Any], keys: Key[Array, "B"] | None) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def affine(keys: Key[Array, "B"], images: Float[Array, "B H W C"], config: Augme
     """Rotate, zoom, shear and shift each image by its own random amounts, bilinearly; what comes in is black."""
     if not any((config.rotate, config.zoom, config.shear, config.shift)):
         return images
-    matrices, shifts = jax.vmap(lambda key: random_affine(key, config, images.shape[1:3]))(keys)
+    _, height, width, _ = images.shape
+    matrices, shifts = jax.vmap(lambda key: random_affine(key, config, (height, width)))(keys)
     return jax.vmap(warp)(images, matrices, shifts)
 
 
@@ -67,9 +70,7 @@ def random_affine(
     return rotation @ stretch, jnp.stack(shift) * config.shift * jnp.asarray(size)
 
 
-def warp(
-    image: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]
-) -> Float[Array, "H W C"]:
+def warp(image: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]) -> Float[Array, "H W C"]:
     """The image whose pixel p, from the centre, is the input's at `matrix @ p + shift`; zero outside."""
     height, width, _ = image.shape
     centre = (jnp.array([height, width]) - 1) / 2

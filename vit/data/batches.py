@@ -5,7 +5,7 @@ False on padding. In a run of several processes each makes its own part, and the
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,9 +41,7 @@ class Batches:
       stream: read through Grain's threads as the batches are needed; else the split is held in memory.
     """
 
-    def __init__(
-        self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False
-    ):
+    def __init__(self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False):
         self.source, self.seed, self.batch_size, self.part = source, seed, batch_size, part
         self.resident = None if stream else _stack([source[i] for i in range(len(source))])
 
@@ -86,6 +84,6 @@ def once(source: Source, batch_size: int, part: tuple[int, int] = (0, 1)) -> Ite
         yield {**batch, "mask": inside}
 
 
-def _stack(examples: list[dict[str, np.ndarray]]) -> Batch:
+def _stack(examples: Sequence[dict[str, np.ndarray]]) -> Batch:
     batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label", "id")}
     return {**batch, "mask": np.ones(len(examples), bool)}

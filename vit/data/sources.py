@@ -35,7 +35,7 @@ class Digits:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        digits = load_digits()
+        digits: Any = load_digits()
         labels, ids = digits.target.astype(np.int32), np.arange(len(digits.target), dtype=np.int32)
         rest, test = train_test_split(ids, test_size=360, stratify=labels, random_state=0)
         train, val = train_test_split(rest, test_size=144, stratify=labels[rest], random_state=0)

@@ -67,8 +67,10 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Keys | None, whole: boo
 class Linear(nnx.Linear):
     """`nnx.Linear` on a matrix: XLA's CPU backward of a rank-3 product is several times slower."""
 
-    def __call__(self, x: Float[Array, "*batch Din"]) -> Float[Array, "*batch Dout"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+    def __call__(self, inputs: Float[Array, "*batch Din"], out_sharding: None = None) -> Float[Array, "*batch Dout"]:
+        """inputs·kernel + bias over the last axis."""
+        x = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return x.reshape(*inputs.shape[:-1], self.out_features)
 
 
 def _qkv_init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
@@ -105,15 +107,14 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(hidden, width, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch N D"], keys: Keys | None = None) -> Float[Array, "*batch N D"]:
+        """Each token on its own; `keys` for dropout of the hidden values."""
         return self.fc2(dropout(jax.nn.gelu(self.fc1(x), approximate=False), self.rate, keys))
 
 
 class Block(nnx.Module):
     """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.rate, self.drop_path = rate, drop_path
         self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
@@ -123,6 +124,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B N D"], keys: Keys | None = None, mask: Mask | None = None, with_weights: bool = False
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
+        """The tokens after this block, and its attention weights if asked for."""
         y, weights = self.attn(self.norm1(x), mask, with_weights)
         x = x + dropout(dropout(y, self.rate, fold_in(keys, 0)), self.drop_path, fold_in(keys, 1), whole=True)
         y = self.mlp(self.norm2(x), fold_in(keys, 2))
@@ -138,6 +140,7 @@ class PatchEmbed(nnx.Module):
         self.proj = Linear(patch * patch * channels, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """The grid of tokens."""
         B, H, W, C = images.shape
         P = self.patch
         patches = images.reshape(B, H // P, P, W // P, P, C).swapaxes(2, 3)
@@ -160,6 +163,7 @@ class ConvStem(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """The grid of tokens."""
         x = self.convs[0](images)
         for conv in self.convs[1:]:
             x = conv(jax.nn.gelu(x, approximate=False))
@@ -195,6 +199,7 @@ class AttentionPool(nnx.Module):
         self.mlp = Mlp(width, mlp, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """One vector of all tokens."""
         B, _, D = x.shape
 
         def split(y: Float[Array, "B N D"]) -> Float[Array, "B h N d"]:
@@ -213,9 +218,7 @@ def sincos_positions(h: int, w: int, width: int) -> Float[np.ndarray, "1 N D"]:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1, dtype=np.float32)[None]
 
 
-def resample_positions(
-    positions: Float[Array, "1 N D"], old: tuple[int, int], new: tuple[int, int]
-) -> Float[Array, "1 M D"]:
+def resample_positions(positions: Float[Array, "1 N D"], old: tuple[int, int], new: tuple[int, int]) -> Float[Array, "1 M D"]:
     """Learned positions of an old grid at a new one, bicubic with antialiasing as in timm."""
     if old == new:
         return positions

@@ -39,9 +39,7 @@ class ViT(nnx.Module):
       rngs: keys for the initialisation (Xavier, as timm's "jax" scheme; the head starts at zero).
     """
 
-    def __init__(
-        self, config: ViTConfig, *, image_size: tuple[int, int], channels: int, classes: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ViTConfig, *, image_size: tuple[int, int], channels: int, classes: int, rngs: nnx.Rngs):
         self.config = config
         self.grid = patch_grid(config, *image_size)
         D, dtype = config.width, jnp.dtype(config.dtype)
@@ -55,10 +53,7 @@ class ViT(nnx.Module):
             self.pos_embed = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (1, tokens, D)))
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nnx.List(
-            [
-                Block(D, config.heads, config.mlp, rate=config.dropout, drop_path=rate, dtype=dtype, rngs=rngs)
-                for rate in rates
-            ]
+            [Block(D, config.heads, config.mlp, rate=config.dropout, drop_path=rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
         self.norm = nnx.LayerNorm(D, dtype=dtype, rngs=rngs)
         if config.pool == "map":

@@ -48,9 +48,10 @@ def curves(run: Path) -> None:
     figure = Figure((4.2 * len(panels), 3.4), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         for label, points, colour in (("train", train, BLUE), ("validation", val, ORANGE)):
-            xs, ys = zip(*[(s, r[name]) for s, r in sorted(points.items()) if r.get(name) is not None] or [((), ())])
-            if len(np.shape(xs)) and np.size(xs):
-                ax.plot(xs, ys, color=colour, label=label, marker="." if len(xs) < 40 and points is val else None)
+            known = [(step, row[name]) for step, row in sorted(points.items()) if row.get(name) is not None]
+            if known:
+                marker = "." if points is val and len(known) < 40 else None
+                ax.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker)
         ax.set(title=title, xlabel="step")
         ax.grid(alpha=0.25)
         if name == "loss":
@@ -58,7 +59,7 @@ def curves(run: Path) -> None:
             ax.set_yscale("log")
         if name == score and val:
             best_step, best = max(((s, r[name]) for s, r in val.items()), key=lambda point: point[1])
-            ax.annotate(f"{best:.2%}", (best_step, best), (0, -14), textcoords="offset points", ha="center", color=INK)
+            ax.set_title(f"{title}: best {best:.2%} at step {best_step:,}")
     _save(figure, run / "curves.png")
 
 

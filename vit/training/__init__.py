@@ -1,0 +1,1 @@
+"""How a state moves, and what survives when it stops."""

@@ -70,11 +70,12 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
         if described[name] != model.meta["data"][name]:
             what = f"the data has {name} {described[name]}, the model was trained on {model.meta['data'][name]}"
             raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
-    mesh = make_mesh(config.batch_size, 1)
+    mesh = make_mesh()
+    size = -(-config.batch_size // mesh.size) * mesh.size  # the devices here may be others than in training
     eval_step = make_eval_step(model.task, make_prepare(config.data, config.augment))
     params = jax.device_put(model.params, replicated(mesh))
-    batches = once(source, config.batch_size, (jax.process_index(), jax.process_count()))
-    batches = track(batches, -(-len(source) // config.batch_size), f"evaluating {split}")
+    batches = once(source, size, (jax.process_index(), jax.process_count()))
+    batches = track(batches, -(-len(source) // size), f"evaluating {split}")
 
     def check() -> None:
         stop.check("stopped before the evaluation was done; run the same command to do it again")

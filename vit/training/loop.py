@@ -40,6 +40,7 @@ class Meter:
     seen: list[dict[str, float]] = field(default_factory=list)
 
     def speed(self) -> dict[str, float]:
+        """Images a second, and the share of time in which the host waited for data."""
         elapsed = max(time.perf_counter() - self.begin, 1e-9)
         return {"images_per_s": self.images / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
 
@@ -185,6 +186,7 @@ class Loop:
         return self.batches.starting_at(self.step + int(self.state["offset"]))
 
     def log_training(self) -> None:
+        """A line on the updates since the last."""
         if figures := self.meter.figures():
             self.log.metrics(self.step, "train", figures)
         self.meter = Meter()
@@ -207,6 +209,7 @@ class Loop:
         return best
 
     def save(self) -> None:
+        """Save the state of now in the background."""
         meta = {**self.meta, "step": self.step, "scores": dict(self.meta["scores"])}
         self.checkpoints.save(self.step, self.state, meta)
 

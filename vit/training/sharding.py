@@ -13,13 +13,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vit.errors import UserError
 
 
-def make_mesh(batch_size: int, accumulate: int) -> Mesh:
-    """All devices along one axis, `data`. Raises `UserError` if they can't share a microbatch evenly."""
-    n = jax.device_count()
-    if batch_size % (n * accumulate):
-        what = f"--batch-size {batch_size} can't be shared by {n} devices"
-        raise UserError(what, "the command line", f"give a multiple of {n * accumulate} (devices × --accumulate)")
-    return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh() -> Mesh:
+    """All devices along one axis, `data`."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raise `UserError` if the devices can't share each microbatch evenly."""
+    if batch_size % (mesh.size * accumulate):
+        what = f"--batch-size {batch_size} can't be shared by {mesh.size} devices"
+        fix = f"give a multiple of {mesh.size * accumulate} (devices × --accumulate)"
+        raise UserError(what, "the command line", fix)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

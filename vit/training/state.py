@@ -65,7 +65,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[St
     def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         keys = example_keys(config.seed, state["step"] + state["offset"], batch["id"])
         loss, gradient = loss_and_gradient(state["params"], batch, keys)
-        lr = schedule(state["step"])
+        lr = jnp.asarray(schedule(state["step"]))
         direction, opt = optim.update(gradient, state["opt"], state["params"])
         params = jax.tree.map(lambda p, d: p - lr * d, state["params"], direction)
         norm = optax.tree.norm(gradient)
