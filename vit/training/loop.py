@@ -55,6 +55,7 @@ class Meter:
         return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **self.speed()}
 
 
+@dataclass
 class Loop:
     """Runs a state to the last step.
 
@@ -65,28 +66,24 @@ class Loop:
       batches: index → training batches.
       evaluate: state → figures on the validation split; raises `Stopped` between batches on a signal.
       task: says which figure is its headline, and what makes one checkpoint better than another.
-      checkpoints, log, stop: see there.
+      mesh, checkpoints, log, stop: see there.
       meta: what goes into every checkpoint beside the state; its "scores" grow with each evaluation.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        state: State,
-        train_step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]],
-        batches: Batches,
-        evaluate: Callable[[State], dict[str, Any]],
-        task: Any,
-        mesh: Mesh,
-        checkpoints: Checkpoints,
-        log: Log,
-        stop: Stop,
-        meta: dict[str, Any],
-    ):
-        self.config, self.state, self.train_step, self.batches = config, state, train_step, batches
-        self.evaluate, self.task, self.mesh = evaluate, task, mesh
-        self.checkpoints, self.log, self.stop, self.meta = checkpoints, log, stop, meta
-        self.step = int(state["step"])
+    config: Config
+    state: State
+    train_step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
+    batches: Batches
+    evaluate: Callable[[State], dict[str, Any]]
+    task: Any
+    mesh: Mesh
+    checkpoints: Checkpoints
+    log: Log
+    stop: Stop
+    meta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.step = int(self.state["step"])
         self.stream = self._batches()
         self.meter = Meter()
         self.compiling = True
