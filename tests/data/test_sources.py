@@ -24,7 +24,7 @@ def test_an_example_is_the_digit_that_its_id_names():
         example = source[i]
         assert example["label"] == digits.target[example["id"]]
         assert example["image"].dtype == np.uint8
-        np.testing.assert_array_equal(np.round(example["image"][..., 0] * 16 / 255), digits.images[example["id"]])
+        np.testing.assert_array_equal(np.round(example["image"][..., 0] * (16 / 255)), digits.images[example["id"]])
 
 
 def test_what_a_source_says_of_itself():

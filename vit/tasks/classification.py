@@ -17,7 +17,7 @@ from vit.config import ClassificationConfig, ViTConfig
 from vit.models.layers import Keys
 from vit.models.vit import ViT, flops
 
-Sums = dict[str, np.ndarray]
+Sums = dict[str, Any]  # NumPy numbers and arrays
 BINS = 15  # of the expected calibration error
 
 

@@ -16,7 +16,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -78,20 +77,13 @@ class Log:
     def progress(self, step: int, images_per_s: float, data_wait: float) -> None:
         """Move the bar. Off a terminal there's no bar; the lines at each evaluation tell how far it is."""
         if self.bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[best]}"),
-            )
+            texts = ("{task.fields[speed]}", "ETA", "{task.fields[best]}")
+            speed, eta, best = (TextColumn(text) for text in texts)
+            columns = (BarColumn(bar_width=12), MofNCompleteColumn(), speed, eta, TimeRemainingColumn(compact=True), best)
             self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
             self.task = self.bar.add_task("training", total=self.steps, completed=step, speed="", best="")
             self.bar.start()
-        speed = f"{images_per_s:,.0f} images/s, {data_wait:.0%} waiting for data"
+        speed = f"{images_per_s:,.0f} images/s, {data_wait:.0%} data wait"
         self.bar.update(self.task, completed=step, speed=speed, best=self.best)
 
     def __enter__(self) -> "Log":

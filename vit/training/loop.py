@@ -201,7 +201,7 @@ class Loop:
         self.log.metrics(self.step, "val", figures)
         shown = f"validation {self.task.headline} {figures[self.task.headline]:.2%}"
         if best:
-            self.log.best = f"best {shown}"
+            self.log.best = f"best {figures[self.task.headline]:.2%}"
         self.log.say(f"step {self.step:>6}/{self.config.steps}  {shown}{'  (best)' if best else ''}")
         return best
 
