@@ -167,14 +167,8 @@ def test_rerunning_a_finished_run_trains_nothing_and_more_steps_resume(copied):
 
 def test_a_resume_that_would_be_another_run_is_refused(copied):
     before = (copied / "config.json").read_bytes()
-    for flag, what in (
-        ("--seed=1", "--seed was 0 when this run began and is 1 now"),
-        ("--optim.lr=0.5", "--optim.lr was 0.004 when this run began and is 0.5 now"),
-        ("--model.depth=1", "--model.depth was 2 when this run began and is 1 now"),
-        ("--steps=5", "--steps 5 is behind this run, which is at step 12"),
-    ):
-        _, err = run("train.py", *SMALL, f"--workdir={copied}", flag, code=2)
-        assert what in three_lines(err)
+    _, err = run("train.py", *SMALL, f"--workdir={copied}", "--seed=1", code=2)
+    assert "--seed was 0 when this run began and is 1 now" in three_lines(err)
     assert (copied / "config.json").read_bytes() == before
 
 
