@@ -48,6 +48,7 @@ def main(config: Config, stop: Stop) -> None:
     # ---- where: the run's folder, locked, and what an earlier process left there ----
     run = Path(config.workdir)
     with workdir.locked(run), Checkpoints(run / "checkpoints", config.keep) as checkpoints:
+        checkpoints.recover()
         found = checkpoints.newest()
         workdir.check_resumable(config, run, found)
         workdir.write_config(run, config)

@@ -35,7 +35,7 @@ def start(program: str, *args: object, **options) -> subprocess.Popen:
     """Start train.py or eval.py as a user does, with warnings as errors."""
     command = [sys.executable, "-W", "error", str(REPO / program), *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=program_environment(), **{**pipes, **options})
+    return subprocess.Popen(command, **{"env": program_environment(), **pipes, **options})
 
 
 def run(program: str, *args: object, code: int = 0, timeout: float = 300, **options) -> tuple[str, str]:

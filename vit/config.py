@@ -6,12 +6,15 @@ as help. Limits stand beside the field as `Annotated[..., Range(...)]` and are c
 
 import dataclasses
 import math
+import struct
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from vit.errors import UserError
+
+INT32 = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,27 @@ class Range:
     open: Literal["", "low", "high"] = ""
 
     def __contains__(self, x: Any) -> bool:
-        if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
+        if isinstance(x, bool) or not isinstance(x, int | float):
             return False
+        if isinstance(x, float):
+            try:
+                (x,) = struct.unpack("f", struct.pack("f", x))  # what float32 makes of it: 1e-50 is 0, 1e50 too large
+            except OverflowError:
+                return False
+            if not math.isfinite(x):
+                return False
         above = x > self.low if self.open == "low" else x >= self.low
         return above and (x < self.high if self.open == "high" else x <= self.high)
 
     def __str__(self) -> str:
-        low = f"greater than {self.low:g}" if self.open == "low" else f"at least {self.low:g}"
-        if self.high == math.inf:
+        low = f"greater than {self.low}" if self.open == "low" else f"at least {self.low}"
+        if self.high in (math.inf, INT32):
             return low
-        return f"{low} and {'less than' if self.open == 'high' else 'at most'} {self.high:g}"
+        return f"{low} and {'less than' if self.open == 'high' else 'at most'} {self.high}"
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, INT32)]
+Natural = Annotated[int, Range(0, INT32)]
 Positive = Annotated[float, Range(0, open="low")]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1, open="high")]
@@ -84,7 +94,7 @@ class ViTConfig:
     def variant(cls, name: str, **changes: Any) -> "ViTConfig":
         """`"S/16"`: the size before the slash (Ti, S, B, L, H or g), the patch side after it."""
         size, _, patch = name.partition("/")
-        if size not in VARIANTS or not patch.isdigit() or int(patch) == 0:
+        if size not in VARIANTS or not patch.isdecimal() or int(patch) == 0:
             sizes = ", ".join(VARIANTS)
             raise UserError(f"there is no ViT called {name!r}", "the variant's name", f"SIZE/PATCH, as S/16; sizes: {sizes}")
         width, depth, heads, mlp = VARIANTS[size]
@@ -156,7 +166,7 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     warmup: Natural = 0
-    """Steps of linear warm-up from 0 to the peak."""
+    """Steps of linear warm-up to the peak."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """What follows the warm-up: down to 0 at the last step, or constant."""
 
@@ -205,6 +215,11 @@ def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
+        kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
+        classes = tuple(kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+        if classes and not isinstance(value, classes):
+            names = " or ".join(kind.__name__ for kind in classes)
+            raise UserError(f"{prefix}{f.name} can't be {value!r:.60}", "the configuration", f"give a {names}")
         if dataclasses.is_dataclass(value):
             leaves |= fields(value, f"{prefix}{f.name}.")
         else:
@@ -236,31 +251,41 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield from _contradictions(config.model)
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
         yield config.batch_size % config.accumulate, what, "a batch size that --accumulate divides"
-        what = f"--schedule.warmup {config.schedule.warmup} leaves nothing of --steps {config.steps}"
-        yield config.schedule.warmup >= config.steps, what, "a warm-up shorter than the run"
         mean, std = len(config.data.mean), len(config.data.std)
         yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
 
 
-def _check(name: str, hint: Any, value: Any, where: str) -> None:
+def allowed(hint: Any) -> str:
+    """What a field's type hint admits, in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
+        return f"{allowed(args[0])}, once or more"
+    if origin is Literal:
+        return f"one of: {', '.join(map(str, args))}"
+    kind, limits = (args[0], args[1]) if origin is Annotated else (hint, None)
+    kinds = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
+    return kinds.get(kind, str(kind)) + (f", {limits}" if limits else "")
+
+
+def _check(name: str, hint: Any, value: Any, where: str) -> None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, tuple) and value:
         for item in value:
             _check(name, args[0], item, where)
+        return
+    if origin is tuple:
+        good = False
     elif origin is Literal:
-        if value not in args:
-            raise UserError(f"{flag(name)} {value!r} is not a choice", where, f"one of: {', '.join(map(str, args))}")
+        good = value in args
     else:
         kind, limits = (args[0], args[1]) if origin is Annotated else (hint, None)
-        if kind is float:
-            limits, good_type = limits or Range(-math.inf), isinstance(value, int | float)
-        else:
-            good_type = isinstance(value, kind)
-        if not good_type or (limits is not None and value not in limits):
-            kinds = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
-            finite = isinstance(limits, Range) and limits.low > -math.inf
-            allowed = kinds.get(kind, kind.__name__) + (f", {limits}" if finite else "")
-            raise UserError(f"{flag(name)} can't be {value!r}", where, f"give {allowed}")
+        limits = limits or (Range(-math.inf) if kind is float else None)
+        good = value in limits if limits else isinstance(value, kind)
+        good &= not (kind is int and isinstance(value, float))
+    if not good:
+        raise UserError(
+            f"{flag(name)} can't be {str(value)[:40] if value != '' else repr(value)}", where, f"give {allowed(hint)}"
+        )
 
 
 def to_json(config: Any) -> Any:

@@ -1,6 +1,7 @@
 """Errors that a user can act on, and the exit codes of every command."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -32,6 +33,12 @@ def told_to_the_user() -> Iterator[None]:
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+            raise
+        where = str(error.filename or "the disk")
+        print(UserError(f"{error.strerror}", where, "make room there or mend its permissions"), file=sys.stderr, flush=True)
+        sys.exit(USER)
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         sys.exit(STOPPED)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from vit.config import Config, fields, flag, validate
+from vit.config import Config, allowed, fields, flag, validate
 from vit.errors import UserError
 
 T = TypeVar("T")
@@ -43,14 +43,15 @@ def load_config(path: Path) -> Config:
         fix = f"did you mean {path.parent / near[0]}?" if near else fix
         raise UserError("there is no such config file", str(path), fix)
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if get_config else None
     except UserError:
         raise
-    except KeyError as error:
-        raise UserError(f"the config file has no {error}", str(path), "define get_config() -> vit.config.Config") from error
-    except (SyntaxError, NameError, AttributeError, TypeError, ImportError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         what = f"the config file fails: {type(error).__name__}: {error}"
         raise UserError(what, str(path), "run it with python to see where") from error
+    if get_config is None:
+        raise UserError("the config file has no get_config", str(path), "define get_config() -> vit.config.Config")
     if not isinstance(config, Config):
         raise UserError(f"get_config() gave a {type(config).__name__}", str(path), "return a vit.config.Config")
     validate(config, str(path))
@@ -78,7 +79,9 @@ def parse(args: Sequence[str], default: T, description: str) -> T:
         # tyro draws a box: its first paragraph is the message.
         lines = [line.strip("│ ") for line in printed.getvalue().splitlines()[1:]]
         message = re.split(r" ?─{4,}", " ".join(lines))[0]
-        raise UserError(message, "the command line", "see --help for every flag and its type") from None
+        hints = {flag(name): hint for name, (hint, _) in fields(default).items()}
+        named = next((hints[word] for word in re.findall(r"--[\w.-]+", message) if word in hints), None)
+        raise UserError(message, "the command line", f"give {allowed(named)}" if named else "see --help") from None
     if unknown:
         raise _unknown(unknown[0], default)
     validate(config, "the command line")

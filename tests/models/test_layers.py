@@ -73,6 +73,19 @@ def test_the_worked_example():
     np.testing.assert_allclose(layers.attention(x, x, x)[0], [0.8639, 0.5681, 0.8639], atol=5e-5)
 
 
+def test_integers_are_numbers_too():
+    x = jnp.array([[1, 0, 1], [0, 1, 0], [1, 1, 1]])
+    np.testing.assert_allclose(layers.attention(x, x, x)[0], [0.8639, 0.5681, 0.8639], atol=5e-5)
+    mask = jnp.array([[1, 0, 1]] * 3)
+    np.testing.assert_array_equal(layers.attention_weights(x, x, mask), layers.attention_weights(x, x, mask == 1))
+
+
+def test_normalisation_keeps_its_digits_far_from_zero():
+    x = np.random.default_rng(0).normal(1000, 1, (4, 32)).astype(np.float32)
+    wanted = (x - x.mean(-1, keepdims=True, dtype=np.float64)) / np.sqrt(x.var(-1, keepdims=True, dtype=np.float64) + 1e-6)
+    np.testing.assert_allclose(layers.LayerNorm(32, rngs=nnx.Rngs(0))(jnp.asarray(x)), wanted, atol=1e-3)
+
+
 def test_softmax_is_float32_whatever_the_inputs():
     x = jax.random.normal(jax.random.key(0), (4, 3), jnp.bfloat16)
     assert layers.attention_weights(x, x).dtype == jnp.float32

@@ -142,7 +142,7 @@ def test_a_size_that_the_patch_does_not_divide_is_refused(size):
         model(jnp.zeros((1, *size, 3)))
 
 
-@pytest.mark.parametrize("name", ["S16", "XL/16", "S/0", "S/x", "", "S/16/2"])
+@pytest.mark.parametrize("name", ["S16", "XL/16", "S/0", "S/x", "", "S/16/2", "S/²"])
 def test_a_wrong_name_is_refused(name):
     with pytest.raises(UserError, match="there is no ViT called"):
         vit.create(name)
@@ -153,6 +153,9 @@ def test_an_impossible_size_is_refused():
         vit.create("Ti/16", heads=5)
     with pytest.raises(UserError, match="--depth can't be 0"):
         vit.create("Ti/16", depth=0)
+    for wrong in ({"classes": -1}, {"channels": 0}, {"image_size": (224,)}):
+        with pytest.raises(UserError, match="make no model"):
+            vit.create("Ti/16", **wrong)
 
 
 def test_every_intermediate_is_there_and_attention_only_on_request():

@@ -67,6 +67,13 @@ def test_figures_are_scikit_learns(seed, n, classes, scale):
         assert got is None if np.isnan(wanted) else got == pytest.approx(wanted)
 
 
+def test_ties_are_counted_as_scikit_learn_does():
+    labels = np.arange(20) % 10
+    logits = np.zeros((20, 10), np.float32)
+    figures = make(10).summary(make(10).metrics(logits, labels))
+    assert figures["top5"] == top_k_accuracy_score(labels, logits, k=5)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_sums_add_up_over_batches(seed, sizes):

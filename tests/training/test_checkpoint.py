@@ -84,6 +84,18 @@ def test_saving_the_same_step_again_replaces_only_what_differs(checkpoints):
     assert checkpoints.newest().meta["scores"] == {"4": [1.0]}
 
 
+def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(checkpoints, monkeypatch):
+    save(checkpoints, 4)
+    (checkpoints.folder / "4").rename(checkpoints.folder / "old-4")
+    checkpoints.recover()
+    assert checkpoints.newest().step == 4
+    save(checkpoints, 4, {"4": [1.0]})
+    (checkpoints.folder / "old-4").mkdir()
+    checkpoints.recover()
+    checkpoints.sweep({})
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["4"]
+
+
 def test_what_is_not_finite_is_not_saved(checkpoints):
     bad = state()
     bad["opt"][1].mu["head/bias"] = jnp.array([0, jnp.inf, 0, 0])

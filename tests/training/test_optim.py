@@ -79,5 +79,10 @@ def test_schedule(decay, warmup):
     assert (rates > 0).all()
 
 
+def test_a_run_may_end_within_its_warm_up():
+    schedule = learning_rate(ScheduleConfig(warmup=9), 1.0, 4)
+    assert [float(schedule(t)) for t in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
 def test_the_moving_average_is_short_at_first():
     assert [float(ema_decay(0.99, jnp.asarray(t))) for t in (0, 10, 10_000)] == pytest.approx([0.1, 0.55, 0.99])

@@ -23,7 +23,7 @@ def test_more_or_fewer_steps_to_come_are_fine(tmp_path):
     [
         ({"seed": 1}, "--seed was 0 when this run began and is 1 now", "keep --seed 0, or"),
         ({"batch_size": 64, "seed": 1}, "--batch-size was 128 when this run began and is 64 now (and --seed)", "keep"),
-        ({"optim": SGD(lr=1e-3, weight_decay=0.05)}, "--optim was AdamW when this run began and is SGD now", "keep"),
+        ({"optim": SGD(lr=1e-3, weight_decay=0.05)}, "--optim was AdamW when this run began and is SGD now", "take"),
         ({"model": ViTConfig(depth=3)}, "--model.depth was 12 when this run began and is 3 now", "keep --model.depth 12"),
         ({"steps": 5}, "--steps 5 is behind this run, which is at step 12", "give --steps 12 or more"),
     ],

@@ -68,7 +68,8 @@ class Batches:
 
         def example(position: int) -> dict[str, np.ndarray]:
             batch, place = divmod(position, size)
-            return self.source[int(self.places(index + batch)[place])]
+            at = (index + batch) * self.batch_size + self.part[0] * size + place
+            return self.source[int(order(np.array([at]), len(self.source), self.seed)[0])]
 
         examples = grain.MapDataset.range(2**62).map(example)
         yield from examples.to_iter_dataset().batch(size, batch_fn=_stack)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit.config import DigitsData
+from vit.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -64,6 +65,8 @@ def open_source(config: DigitsData, split: str) -> Source:
 def describe(source: Source) -> dict[str, Any]:
     """What a task and a checkpoint need to know of a data set."""
     height, width, channels = source[0]["image"].shape
+    if len(set(source.class_names)) < len(source.class_names):
+        raise UserError("two classes have the same name", source.name, "give every class a name of its own")
     return {
         "dataset": source.name,
         "class_names": source.class_names,

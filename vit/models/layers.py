@@ -4,6 +4,7 @@ Glossary for shapes: B batch, H W pixels, P patch, N tokens, D width, h heads, d
 Randomness comes with the call, one key an example; without keys everything is deterministic (evaluation).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,38 +13,42 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-Mask = Bool[Array, "..."] | Float[Array, "..."]
+Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
 Keys = Key[Array, "B"]
 
+# Two passes: flax's fast variance, E[x²] - E[x]², loses all digits of a token whose mean is large.
+LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
 xavier = nnx.initializers.xavier_uniform()
 
 
 def attention_weights(
-    q: Float[Array, "*batch Nq d"], k: Float[Array, "*batch Nk d"], mask: Mask | None = None
+    q: Num[Array, "*batch Nq d"], k: Num[Array, "*batch Nk d"], mask: Mask | None = None
 ) -> Float[Array, "*batch Nq Nk"]:
     """softmax(QKᵀ/√d + mask) of "Attention Is All You Need" (arXiv 1706.03762), in float32.
 
-    `mask` broadcasts to the result: boolean (True may be attended to) or additive (-inf may not). A row that may attend
-    to nothing is all zeros, with zero gradient.
+    `mask` broadcasts to the result: boolean (True or 1 may be attended to) or additive (-inf may not). A row that may
+    attend to nothing is all zeros, with zero gradient.
     """
     scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if mask is None:
         return jax.nn.softmax(scores)
-    scores = scores + (jnp.where(mask, 0.0, -jnp.inf) if mask.dtype == bool else mask.astype(jnp.float32))
+    additive = jnp.issubdtype(mask.dtype, jnp.floating)
+    scores = scores + (mask.astype(jnp.float32) if additive else jnp.where(mask, 0.0, -jnp.inf))
     # softmax of a row of -inf is NaN, and so is its gradient: give it zeros to work on, then hide the result.
     nothing = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
     return jnp.where(nothing, 0.0, jax.nn.softmax(jnp.where(nothing, 0.0, scores)))
 
 
 def attention(
-    q: Float[Array, "*batch Nq d"],
-    k: Float[Array, "*batch Nk d"],
-    v: Float[Array, "*batch Nk dv"],
+    q: Num[Array, "*batch Nq d"],
+    k: Num[Array, "*batch Nk d"],
+    v: Num[Array, "*batch Nk dv"],
     mask: Mask | None = None,
 ) -> Float[Array, "*batch Nq dv"]:
     """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
+    v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
     return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
 
 
@@ -116,9 +121,9 @@ class Block(nnx.Module):
 
     def __init__(self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.rate, self.drop_path = rate, drop_path
-        self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp, rate=rate, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -195,7 +200,7 @@ class AttentionPool(nnx.Module):
         self.k = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.v = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:

@@ -15,6 +15,7 @@ from vit.models.layers import (
     Block,
     ConvStem,
     Keys,
+    LayerNorm,
     Linear,
     Mask,
     PatchEmbed,
@@ -55,11 +56,11 @@ class ViT(nnx.Module):
         self.blocks = nnx.List(
             [Block(D, config.heads, config.mlp, rate=config.dropout, drop_path=rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
-        self.norm = nnx.LayerNorm(D, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(D, dtype=dtype, rngs=rngs)
         if config.pool == "map":
             self.attn_pool = AttentionPool(D, config.heads, config.mlp, dtype=dtype, rngs=rngs)
         if classes:
-            self.head = Linear(D, classes, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+            self.head = Linear(D, classes, kernel_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self,
@@ -143,7 +144,12 @@ def create(
     """
     config = ViTConfig.variant(name, **changes)
     validate(config, f"create({name!r})")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if classes < 0 or channels < 1 or len(size) != 2:
+        what = f"classes {classes}, channels {channels}, image_size {image_size} make no model"
+        raise UserError(
+            what, f"create({name!r})", "give classes of 0 or more, channels of 1 or more, a side or (height, width)"
+        )
 
     return ViT(config, image_size=size, channels=channels, classes=classes, rngs=nnx.Rngs(seed))
 

@@ -54,7 +54,7 @@ def curves(run: Path) -> None:
                 ax.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker)
         ax.set(title=title, xlabel="step")
         ax.grid(alpha=0.25)
-        if name == "loss":
+        if name == "loss" and ax.lines:
             ax.legend(frameon=False)
             ax.set_yscale("log")
         if name == score and val:

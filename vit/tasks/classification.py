@@ -80,8 +80,9 @@ class Classification:
             "bin_hits": np.bincount(bins[hit], minlength=BINS),
         }
         if K > 5:
-            # Stable order: of equal logits the lower class comes first, as argmax has it.
-            sums["top5_hits"] = (np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).sum()
+            # Of equal logits the higher class counts first, as scikit-learn has it.
+            best = np.argsort(logits, axis=1, kind="stable")[:, -5:]
+            sums["top5_hits"] = (best == labels[:, None]).any(axis=1).sum()
         return sums
 
     def summary(self, sums: Sums) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a committed folder, ascending (not yet proven whole)."""
-        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdecimal() and str(int(p.name)) == p.name)
 
     # ---- saving ----
 
@@ -99,18 +99,22 @@ class Checkpoints:
             (temporary / MANIFEST).write_text(_manifest_text(step, files))
             for path in [*temporary.rglob("*"), temporary]:
                 _sync(path)
-            if step in self.steps():
-                self._remove(step)
+            if step in self.steps():  # `recover` brings it back if we are killed before the next rename
+                (self.folder / str(step)).rename(self.folder / f"old-{step}")
             temporary.rename(self.folder / str(step))
             _sync(self.folder)
+            shutil.rmtree(self.folder / f"old-{step}", ignore_errors=True)
             steps = self.steps()
             for old in set(steps) - {*steps[-self.keep :], best_step(meta["scores"], steps)}:
-                self._remove(old)
+                leaving = self.folder / f"tmp-{old}"  # a kill half-way then leaves nothing that looks damaged
+                (self.folder / str(old)).rename(leaving)
+                shutil.rmtree(leaving)
 
-    def _remove(self, step: int) -> None:
-        leaving = self.folder / f"tmp-old-{step}"  # a kill half-way then leaves nothing that looks damaged
-        (self.folder / str(step)).rename(leaving)
-        shutil.rmtree(leaving)
+    def recover(self) -> None:
+        """Bring back a checkpoint that was about to be replaced when the process was killed. For the trainer only."""
+        for old in self.folder.glob("old-*"):
+            if not (self.folder / old.name[4:]).exists():
+                old.rename(self.folder / old.name[4:])
 
     # ---- restoring ----
 
@@ -144,7 +148,8 @@ class Checkpoints:
             try:
                 return Found(step, self.verify(step), damaged)
             except Damaged as damage:
-                damaged[step] = str(damage)
+                if (self.folder / str(step)).exists():  # or a trainer thinned it out just now
+                    damaged[step] = str(damage)
         bad = [f"{step} ({damage})" for step, damage in damaged.items()] + [p.name for p in self.folder.glob("*.damaged*")]
         if bad:
             what = f"no checkpoint of this run is whole: {', '.join(bad)}"
@@ -153,7 +158,7 @@ class Checkpoints:
 
     def sweep(self, damaged: dict[int, str]) -> list[str]:
         """Remove unfinished saves and put damaged checkpoints aside; a line on each of those."""
-        for unfinished in self.folder.glob("tmp-*"):
+        for unfinished in [*self.folder.glob("tmp-*"), *self.folder.glob("old-*")]:
             shutil.rmtree(unfinished)
         lines = []
         for step, damage in damaged.items():
@@ -172,7 +177,11 @@ class Checkpoints:
 
     def params(self, step: int) -> dict[str, Any]:
         """The parameters that are evaluated (the moving average where there is one), by path."""
-        restored = self._orbax.restore(self.folder / str(step) / "state", args=ocp.args.StandardRestore())
+        path = self.folder / str(step) / "state"
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not the devices that it was saved on
+        saved = cast(Any, self._orbax.metadata(path).item_metadata).tree
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        restored = self._orbax.restore(path, args=ocp.args.StandardRestore(wanted))
         return flatten_dict(restored.get("ema", restored["params"]), sep="/")
 
     def __enter__(self) -> "Checkpoints":

@@ -43,18 +43,18 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
         found = checkpoints.newest()
         if found is None:
             raise UserError("there is no trained model here", str(workdir), "give the --workdir of a run of train.py")
-        warnings = [f"checkpoint {step} is damaged ({damage})" for step, damage in found.damaged.items()]
-        step, meta = found.step, found.meta
-        if checkpoint != "last":
-            wanted = best_step(meta["scores"], checkpoints.steps()) if checkpoint == "best" else _number(checkpoint)
-            if wanted not in checkpoints.steps():
-                steps = ", ".join(map(str, checkpoints.steps()))
-                raise UserError(f"there is no checkpoint {checkpoint!r}", str(workdir), f"give last, best, or one of {steps}")
-            try:
-                step, meta = wanted, checkpoints.verify(wanted)
-            except Damaged as damage:
-                fix = f"give --checkpoint last (step {found.step} is good)"
-                raise UserError(f"checkpoint {wanted} is damaged: {damage}", str(workdir), fix) from damage
+        step, meta, damaged = found
+        if checkpoint == "best":
+            while (wanted := best_step(found.meta["scores"], [s for s in checkpoints.steps() if s not in damaged])) is not None:
+                try:
+                    step, meta = wanted, checkpoints.verify(wanted)
+                    break
+                except Damaged as damage:
+                    damaged[wanted] = str(damage)
+        elif checkpoint != "last":
+            damaged = {}
+            step, meta = _named(checkpoints, checkpoint, found.step)
+        warnings = [f"checkpoint {s} is damaged ({damage})" for s, damage in damaged.items()]
         config = from_json(meta["config"], f"{workdir}, step {step}")
         task = make_task(config.task, config.model, meta["data"])
         params = checkpoints.params(step)
@@ -85,8 +85,15 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+def _named(checkpoints: Checkpoints, name: str, good: int) -> tuple[int, dict[str, Any]]:
+    if name not in map(str, checkpoints.steps()):
+        steps = ", ".join(map(str, checkpoints.steps()))
+        raise UserError(f"there is no checkpoint {name!r}", str(checkpoints.folder), f"give last, best, or one of {steps}")
+    try:
+        return int(name), checkpoints.verify(int(name))
+    except Damaged as damage:
+        what, fix = f"checkpoint {name} is damaged: {damage}", f"give --checkpoint last (step {good} is good)"
+        raise UserError(what, str(checkpoints.folder), fix) from damage
 
 
 def evaluate(

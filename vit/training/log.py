@@ -1,5 +1,6 @@
 """What a run tells: the console with its progress bar, metrics.jsonl, TensorBoard. The primary process only."""
 
+import contextlib
 import json
 import math
 import os
@@ -30,11 +31,11 @@ def write_atomically(path: Path, text: str) -> None:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a kill cut short is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and "split" in row:
+                rows.append(row)
     return rows
 
 
@@ -57,7 +58,7 @@ class Log:
             kept = [row for row in read_metrics(path) if row["step"] <= step]
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
             self.file = path.open("a")
-            self.events = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+            self.events = SummaryWriter(str(workdir), purge_step=step + 1)
 
     def say(self, message: str) -> None:
         """A line on the console."""

@@ -52,7 +52,8 @@ class Meter:
         for name in ("loss", "grad_norm"):
             finite = [m[name] for m in self.seen if math.isfinite(m[name])]
             means[name] = sum(finite) / len(finite) if finite else math.nan
-        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **self.speed()}
+        speed = self.speed() if self.images else {"images_per_s": math.nan, "data_wait": math.nan}
+        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **speed}
 
 
 @dataclass
@@ -163,7 +164,7 @@ class Loop:
         found = self.checkpoints.newest()
         if count >= ROLL_BACKS or found is None:
             what = f"training diverged: {BAD_IN_A_ROW} updates in a row were not finite, {count} times by step {bad}"
-            fix = "lower --optim.lr, lengthen --schedule.warmup or set --clip; the last good checkpoint is kept"
+            fix = "in a new --workdir, lower --optim.lr, lengthen --schedule.warmup or set --clip; look at the data"
             raise UserError(what, f"{self.config.workdir}, step {bad}", fix)
         offset = int(self.state["offset"]) + bad - found.step
         skipped = int(self.state["skipped"])

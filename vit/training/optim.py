@@ -15,7 +15,7 @@ DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
 def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:
     """Learning rate of update t = 0, 1, …: warm-up to `peak`, then down to 0 at t = `steps`, or constant."""
     warmup = optax.linear_schedule(peak / (config.warmup + 1), peak, config.warmup)
-    rest = steps - config.warmup
+    rest = max(1, steps - config.warmup)  # a short trial may end within the warm-up
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest),
         "linear": optax.linear_schedule(peak, 0.0, rest),

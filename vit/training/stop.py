@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 from vit.errors import STOPPED, Stopped
 
@@ -30,10 +31,13 @@ class Stop:
         return stop
 
     def _watch(self, read: int) -> None:
+        first = None  # when the first Ctrl-C came; terminals and wrappers may send one twice
         while numbers := os.read(read, 64):
             for number in numbers:
-                if number == signal.SIGINT and self.asked.is_set():
-                    os._exit(STOPPED)  # finished checkpoints are safe, an unfinished one is cleaned away
+                if number == signal.SIGINT:
+                    first = first or time.monotonic()
+                    if time.monotonic() - first > 0.3:
+                        os._exit(STOPPED)  # finished checkpoints are safe, an unfinished one is cleaned away
                 self.asked.set()
 
     def check(self, message: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import vit
-from vit.config import Config, differences, flag, from_json, to_json
+from vit.config import Config, differences, fields, flag, from_json, to_json
 from vit.errors import UserError
 from vit.training.checkpoint import Found
 from vit.training.log import read_metrics, write_atomically
@@ -31,7 +31,7 @@ def locked(path: Path) -> Iterator[None]:
 
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            except OSError as error:
                 what = "another process is training in this folder"
                 raise UserError(what, str(path), "wait for it or stop it, or give another --workdir") from error
         yield
@@ -48,8 +48,10 @@ def check_resumable(config: Config, workdir: Path, found: Found | None) -> None:
     if changed := differences(from_json(found.meta["config"], where), config):
         name, (old, new) = sorted(changed.items())[0]
         others = f" (and {', '.join(flag(n) for n in sorted(changed)[1:])})" if len(changed) > 1 else ""
+        old, new = (" ".join(map(str, x)) if isinstance(x, tuple) else x for x in (old, new))
         what = f"{flag(name)} was {old} when this run began and is {new} now{others}"
-        raise UserError(what, where, f"keep {flag(name)} {old}, or give another --workdir for a new run")
+        keep = f"keep {flag(name)} {old}" if name in fields(config) else "take the config file that it began with"
+        raise UserError(what, where, f"{keep}, or give another --workdir for a new run")
     if config.steps < found.step:
         what = f"--steps {config.steps} is behind this run, which is at step {found.step}"
         raise UserError(what, where, f"give --steps {found.step} or more, or another --workdir")
