@@ -1,6 +1,6 @@
 """Train a Vision Transformer.
 
-    uv run train.py                                  # handwritten digits, about two minutes on two cores
+    uv run train.py                                  # handwritten digits, a minute and a half on two cores
     uv run train.py --config configs/digits.py --workdir runs/x --seed 1 --optim.lr 5e-4
     uv run train.py --help                           # every setting
 
