@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
@@ -14,6 +15,9 @@ CACHE = REPO / ".jax_cache"
 
 # Every function of vit that states shapes is held to them, here and not in production.
 jaxtyping.install_import_hook(["vit.models", "vit.tasks", "vit.data.augment", "vit.training.state"], "beartype.beartype")
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

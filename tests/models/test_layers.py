@@ -27,7 +27,7 @@ def attention_inputs(draw):
     batch = draw(st.sampled_from([(), (1,), (3,), (2, 3)]))
     queries, keys, d, dv = (draw(st.integers(1, 12)) for _ in range(4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    scale = draw(st.sampled_from([0.1, 1.0, 3.0]))  # float32 scores of hundreds have no 1e-5 left
+    scale = draw(st.sampled_from([0.1, 1.0, 2.0]))  # float32 scores of hundreds have no 1e-5 left
     q, k, v = (
         rng.normal(size=(*batch, n, width)).astype(np.float32) * s
         for n, width, s in ((queries, d, scale), (keys, d, scale), (keys, dv, 1.0))
