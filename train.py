@@ -9,6 +9,7 @@ what, where and how to mend it), 75 stopped by Ctrl-C or SIGTERM and saved.
 """
 
 import sys
+import time
 from pathlib import Path
 
 from vit.config import Config, to_json
@@ -31,7 +32,7 @@ def main(config: Config, stop: Stop) -> None:
     from vit.tasks import make_task
     from vit.training import evaluate, workdir
     from vit.training.checkpoint import Checkpoints
-    from vit.training.log import Log
+    from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
     from vit.training.sharding import check_batch_size, make_mesh, replicated
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
@@ -86,10 +87,14 @@ def main(config: Config, stop: Stop) -> None:
                 "scores": scores,
             }
             loop = Loop(config, state, train_step, batches, validate, task, mesh, checkpoints, log, stop, meta)
+            before, begin = matmul_speed(), time.perf_counter()
             try:
                 loop.run()
             finally:
                 pictures.curves(run)
+            seconds = time.perf_counter() - begin
+            speeds = f"{before:.0f} GFLOP/s before, {matmul_speed():.0f} after"
+            log.say(f"trained for {seconds:.0f} s; float32 matmul at {speeds}")
 
         # ---- how good: a split that nothing was chosen on, with what the last checkpoint holds ----
         model = evaluate.open_run(run, "last")

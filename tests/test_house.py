@@ -20,7 +20,7 @@ DOORS = {
     "data": {"config", "errors"},
     "training": {"config", "errors", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
-    "cli": {"config", "errors", "models", "training"},
+    "cli": {"config", "data", "errors", "flags", "models", "training"},
     "__main__": {"cli"},
     "": {"config", "models"},  # vit/__init__.py
 }

@@ -1,11 +1,34 @@
-"""`vit`: what one wants to know without training. `vit info NAME` tells of a model or a run."""
+"""`vit`: what one does beside training. `vit prepare` makes a data set; `vit info` tells of a model or a run."""
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vit.config import TfdsData
+from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
+from vit.flags import parse
 
-USAGE = "usage: vit info SIZE/PATCH [IMAGE_SIZE]   (as S/16)\n       vit info RUN_FOLDER"
+USAGE = """usage: vit prepare NAME --data.dir FOLDER [--archive FILE]   (cifar10, cifar100, or any TFDS set)
+       vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
+       vit info RUN_FOLDER"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data sets live."""
+
+    dir: str = TfdsData.dir
+    """The folder of prepared sets."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `vit prepare` is told."""
+
+    data: Place = field(default_factory=Place)
+    archive: str = ""
+    """An archive fetched already, instead of a download (cifar10 and cifar100)."""
 
 
 def main() -> None:
@@ -18,6 +41,9 @@ def run(args: list[str]) -> None:
     """Answer one command line. Raises `UserError` for one that it doesn't know."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
+    elif args[0] == "prepare" and len(args) > 1 and not args[1].startswith("-"):
+        wanted = parse(args[2:], Preparation(), f"Make the data set {args[1]}.")
+        prepare(args[1], Path(wanted.data.dir).expanduser(), Path(wanted.archive) if wanted.archive else None)
     elif args[0] != "info" or len(args) not in (2, 3):
         raise UserError(f"vit doesn't know {' '.join(args)!r}", "the command line", "vit --help shows what it knows")
     elif Path(args[1]).is_dir():

@@ -114,6 +114,30 @@ class DigitsData:
 
 
 @dataclass(frozen=True)
+class TfdsData:
+    """A prepared set of TensorFlow Datasets, with an `image` and a `label`. `vit prepare NAME` makes one."""
+
+    name: str = "cifar10"
+    """Its name, as in the TFDS catalogue."""
+    dir: str = "~/tensorflow_datasets"
+    """The folder of prepared sets."""
+    train: str = "train[:45000]"
+    """Images to train on, in TFDS's notation of splits."""
+    val: str = "train[45000:]"
+    """Images to choose on."""
+    test: str = "test"
+    """Images to report on."""
+    size: Natural = 0
+    """Side of square crops made while reading, random in training (arXiv 1409.4842), central else; 0: none."""
+    mean: tuple[float, ...] = (0.5,)
+    """Per-channel mean of pixels in [0, 1], subtracted before the model."""
+    std: tuple[Positive, ...] = (0.5,)
+    """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    stream: bool = False
+    """Read through Grain's threads instead of holding the split in memory. The batches are the same."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes to training images, inside the jitted step. Zero switches an operation off."""
 
@@ -125,6 +149,20 @@ class AugmentConfig:
     """Shear by a slope in [-shear, shear]."""
     shift: Share = 0.0
     """Shift by up to this share of the side, in each direction."""
+    crop: Natural = 0
+    """Pad with this many black pixels and crop back, at random."""
+    flip: bool = False
+    """Exchange left and right in half of the images."""
+    randaugment: Natural = 0
+    """RandAugment's number of operations an image (arXiv 1909.13719, timm's operations, each with probability 0.5)."""
+    magnitude: Annotated[float, Range(0, 10)] = 9.0
+    """RandAugment's magnitude, with standard deviation 0.5."""
+    erase: Share = 0.0
+    """Probability of random erasing (arXiv 1708.04896): noise in a box of 2 to 33 % of the image."""
+    mixup: NonNegative = 0.0
+    """Mixup's alpha (arXiv 1710.09412)."""
+    cutmix: NonNegative = 0.0
+    """CutMix's alpha (arXiv 1905.04899); with mixup as well, an image gets one of the two."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +188,25 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+class Muon:
+    """Muon (kellerjordan.github.io/posts/muon) on the matrices of the blocks, AdamW on everything else.
+
+    Updates are scaled to the size of AdamW's (arXiv 2502.16982), so one learning rate and one decay serve both.
+    """
+
+    lr: Positive = 2e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay of kernels, times the learning rate."""
+    momentum: Share = 0.95
+    """Nesterov momentum of the matrices."""
+    b1: Share = 0.9
+    """Decay of the mean of the others' gradients."""
+    b2: Share = 0.95
+    """Decay of the mean of the others' squared gradients."""
+
+
+@dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent with momentum, weight decay as L2 penalty."""
 
@@ -169,6 +226,10 @@ class ScheduleConfig:
     """Steps of linear warm-up to the peak."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """What follows the warm-up: down to 0 at the last step, or constant."""
+    sizes: tuple[Count, ...] = ()
+    """Sides in pixels that images are shrunk to at first, one after the other (progressive resizing)."""
+    until: tuple[Share, ...] = ()
+    """Share of the steps at which each of these sizes ends; after the last comes the full size."""
 
 
 @dataclass(frozen=True)
@@ -197,16 +258,16 @@ class Config:
     """Steps between lines in metrics.jsonl."""
     keep: Count = 3
     """Newest checkpoints kept, beside the best."""
-    data: DigitsData = field(default_factory=DigitsData)
+    data: DigitsData | TfdsData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
-    optim: AdamW | SGD = field(default_factory=AdamW)
+    optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 # What may change between a run and its resumption; any other difference would make it another run.
-MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream"}
+MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
 
 
 def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -251,8 +312,18 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield from _contradictions(config.model)
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
         yield config.batch_size % config.accumulate, what, "a batch size that --accumulate divides"
+        sizes, until = config.schedule.sizes, config.schedule.until
+        what = f"--schedule.sizes has {len(sizes)} values, --schedule.until {len(until)}"
+        yield len(sizes) != len(until), what, "a share of the steps for each size"
+        yield list(until) != sorted(until), "--schedule.until goes back", "growing shares of the steps"
+        bad = next((size for size in sizes if size % config.model.patch), None)
+        yield bad, f"--schedule.sizes {bad} isn't a whole number of patches", f"multiples of {config.model.patch}"
         mean, std = len(config.data.mean), len(config.data.std)
+        yield not mean * std, "--data.mean and --data.std can't be empty", "one value, or one a channel"
         yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
+        if isinstance(config.data, TfdsData):
+            what = "random crops can't be held in memory (--data.size without --data.stream)"
+            yield config.data.size and not config.data.stream, what, "--data.stream"
 
 
 def allowed(hint: Any) -> str:
@@ -269,7 +340,7 @@ def allowed(hint: Any) -> str:
 
 def _check(name: str, hint: Any, value: Any, where: str) -> None:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, tuple) and value:
+    if origin is tuple and isinstance(value, tuple):
         for item in value:
             _check(name, args[0], item, where)
         return
@@ -298,7 +369,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    classes = (Config, DigitsData, AugmentConfig, ClassificationConfig, ViTConfig, AdamW, SGD, ScheduleConfig)
+    data, optim = (DigitsData, TfdsData), (AdamW, Muon, SGD)
+    classes = (Config, *data, AugmentConfig, ClassificationConfig, ViTConfig, *optim, ScheduleConfig)
     known = {c.__name__: c for c in classes}
 
     def build(node: Any) -> Any:

@@ -26,6 +26,9 @@ class Numbers:
         image = np.full((2, 2, 1), i % 256, np.uint8)
         return {"image": image, "label": np.int32(i % 2), "id": np.int32(i)}
 
+    def drawn(self, i, rng):
+        return self[i]
+
 
 def ids(batches, start, count):
     return [batch["id"] for batch in islice(batches.starting_at(start), count)]

@@ -100,6 +100,20 @@ def test_training_loss_is_optax_smoothed_cross_entropy_and_evaluations_loss(smoo
     assert figures["loss"] == pytest.approx(float(got.mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mixed_image_is_asked_for_both_its_labels(smoothing):
+    task = make(7, smoothing)
+    model = task.build(nnx.Rngs(0))
+    model.head.kernel[...] = jax.random.normal(jax.random.key(0), (8, 7))
+    batch = {"image": jax.random.normal(jax.random.key(1), (50, 4, 4, 1)), "label": jnp.arange(50) % 7}
+    mixed = {**batch, "partner": jnp.roll(batch["label"], 1), "share": jnp.linspace(0, 1, 50)}
+    targets = (
+        mixed["share"] * jax.nn.one_hot(mixed["label"], 7).T + (1 - mixed["share"]) * jax.nn.one_hot(mixed["partner"], 7).T
+    ).T
+    wanted = optax.softmax_cross_entropy(task.outputs(model, batch), optax.smooth_labels(targets, smoothing))
+    np.testing.assert_allclose(task.loss(model, mixed, None), wanted, rtol=1e-5)
+
+
 @given(st.integers(1, 20_000), st.floats(0, 1))
 def test_interval_is_scipys_wilson(n, share):
     hits = round(share * n)

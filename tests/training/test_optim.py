@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit.config import SGD, AdamW, ScheduleConfig
-from vit.training.optim import ema_decay, learning_rate, optimizer
+from vit.config import SGD, AdamW, Muon, ScheduleConfig
+from vit.training.optim import ema_decay, image_size, learning_rate, optimizer
 
 PARAMS = {
     "blocks/0/attn/qkv/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32),
@@ -52,6 +52,32 @@ def test_adamw(clip):
             params[name] = params[name] - lr * (hat[0] / (np.sqrt(hat[1]) + 1e-8) + decay * params[name])
     for name, got in ours(config, clip, 6).items():
         np.testing.assert_allclose(got, params[name], rtol=2e-5, err_msg=name)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    config, lr = Muon(weight_decay=0.3, momentum=0.9, b1=0.8, b2=0.95), 0.1
+    got = ours(config, 0.0, 6)
+    adamw = ours(AdamW(weight_decay=0.3, b1=0.8, b2=0.95), 0.0, 6)
+    matrix, momentum = PARAMS[DECAYED].astype(np.float64), np.zeros((2, 2))
+    for step in range(6):
+        g = gradients(step)[DECAYED].astype(np.float64)
+        momentum = 0.9 * momentum + 0.1 * g
+        # Nesterov, each mean corrected for its start at zero as in Adam; then U Vᵀ of the singular value decomposition.
+        ahead = 0.9 * momentum / (1 - 0.9 ** (step + 2)) + 0.1 * g / (1 - 0.9 ** (step + 1))
+        x = ahead / np.linalg.norm(ahead)
+        for _ in range(5):  # the quintic Newton-Schulz iteration, with the coefficients of its author
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        matrix = matrix - lr * (0.2 * np.sqrt(2) * x + 0.3 * matrix)
+    np.testing.assert_allclose(got[DECAYED], matrix, rtol=2e-4)
+    for name in PARAMS.keys() - {DECAYED}:
+        np.testing.assert_allclose(got[name], adamw[name], rtol=1e-6, err_msg=name)
+
+
+def test_phases_of_the_resolution():
+    config = ScheduleConfig(sizes=(16, 24), until=(0.4, 0.75))
+    assert [image_size(config, step, 1000) for step in (0, 399, 400, 749, 750, 999)] == [16, 16, 24, 24, 0, 0]
+    assert image_size(ScheduleConfig(), 0, 1000) == 0
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])

@@ -71,6 +71,36 @@ def test_accumulated_gradient_is_the_large_batchs(config, accumulate):
     assert float(cut_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
 
 
+MIXED = dataclasses.replace(CONFIG, augment=AugmentConfig(mixup=1.0, cutmix=1.0))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_microbatches_mix_as_the_whole_batch_does(accumulate):
+    assert distance(gradient(MIXED)[0], gradient(dataclasses.replace(MIXED, accumulate=accumulate))[0]) < 1e-6
+
+
+def test_shrunk_images_are_those_of_resizing_before():
+    task, prepare = parts(CONFIG)
+
+    def after(step, *size):
+        return {name: np.asarray(x) for name, x in step(fresh(CONFIG), batch(), *size)[0]["params"].items()}
+
+    def resized(batch, keys):
+        image = prepare(batch, keys)["image"]
+        # Halving with antialiasing is a triangle over four pixels; SciPy's affine maps have none, so it's written out.
+        weights = np.zeros((8, 4))
+        for i in range(4):
+            for x, weight in zip(range(2 * i - 1, 2 * i + 3), (1, 3, 3, 1), strict=True):
+                if 0 <= x < 8:
+                    weights[x, i] = weight
+        weights /= weights.sum(axis=0)
+        return {**batch, "image": jnp.einsum("bhwc,hy,wx->byxc", image, weights, weights)}
+
+    step, before = make_train_step(task, prepare, CONFIG), make_train_step(task, resized, CONFIG)
+    assert distance(after(before), after(step, 4)) < 1e-5
+    assert distance(after(step), after(step, 4)) > 1e-3
+
+
 def test_padding_changes_nothing():
     wide = batch()
     junk = {name: jnp.concatenate([x, x[::-1]]) for name, x in wide.items()}

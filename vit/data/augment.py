@@ -1,32 +1,56 @@
-"""Pixels to what the model sees: normalisation, and random changes in training. Pure functions, inside the jitted step."""
+"""Pixels to what the model sees: normalisation, and random changes in training. Pure functions, inside the jitted step.
+
+Every example's changes follow from its own key, so they are the same on any number of devices.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from vit.config import AugmentConfig, DigitsData
+from vit.config import AugmentConfig, DigitsData, TfdsData
+from vit.data.randaugment import randaugment
 from vit.errors import UserError
 
 Prepare = Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]
+Data = DigitsData | TfdsData
+Images = Float[Array, "B H W C"]
+Keys = Key[Array, "B"]
 
 
-def make_prepare(data: DigitsData, augment: AugmentConfig) -> Prepare:
-    """(batch of uint8 images, keys) → batch of normalised float32 images, augmented if there are keys."""
+def make_prepare(data: Data, augment: AugmentConfig) -> Prepare:
+    """(batch of uint8 images, keys) → batch of normalised float32 images, augmented if there are keys.
 
-    def prepare(batch: dict[str, Any], keys: Key[Array, "B"] | None) -> dict[str, Any]:
-        images = batch["image"].astype(jnp.float32) / 255
-        if keys is not None:
-            # 2**31: apart from the numbers that the model folds in for its layers.
-            images = affine(jax.vmap(lambda key: jax.random.fold_in(key, 2**31))(keys), images, augment)
-        return {**batch, "image": normalise(images, data)}
+    Mixed images come with `partner`, the label of the other image, and `share`, the part of the target that is their own.
+    """
+
+    def prepare(batch: dict[str, Any], keys: Keys | None) -> dict[str, Any]:
+        pixels = batch["image"].astype(jnp.float32)
+        if keys is None:
+            return {**batch, "image": normalise(pixels / 255, data)}
+        # 2**31 and on: apart from the numbers that the model folds in for its layers.
+        key = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, 2**31 + i))(keys) for i in range(6)]  # type: ignore[misc]
+        if augment.crop:
+            pixels = pad_and_crop(key[1], pixels, augment.crop)
+        if augment.flip:
+            pixels = flip(key[2], pixels)
+        if augment.randaugment:
+            fill = jnp.broadcast_to(jnp.round(255 * jnp.asarray(data.mean)), pixels.shape[-1:])
+            pixels = randaugment(key[3], pixels, augment.randaugment, augment.magnitude, fill)
+        images = normalise(affine(key[0], pixels / 255, augment), data)
+        if augment.erase:
+            images = erase(key[4], images, augment.erase)
+        if augment.mixup or augment.cutmix:
+            images, share = mix(key[5], images, augment.mixup, augment.cutmix)
+            batch = {**batch, "partner": jnp.roll(batch["label"], 1), "share": share}
+        return {**batch, "image": images}
 
     return prepare
 
 
-def preprocessing(data: DigitsData, described: dict[str, Any]) -> dict[str, Any]:
+def preprocessing(data: Data, described: dict[str, Any]) -> dict[str, Any]:
     """What must be done to pixels before the model, for whoever serves it.
 
     Raises `UserError` if the statistics don't fit the images' channels.
@@ -38,18 +62,41 @@ def preprocessing(data: DigitsData, described: dict[str, Any]) -> dict[str, Any]
     return {**size, "scale": 1 / 255, "mean": list(data.mean), "std": list(data.std)}
 
 
-def normalise(images: Float[Array, "B H W C"], data: DigitsData) -> Float[Array, "B H W C"]:
+def normalise(images: Images, data: Data) -> Images:
     """Pixels in [0, 1] to mean 0 and standard deviation 1 over the data set."""
     return (images - jnp.asarray(data.mean)) / jnp.asarray(data.std)
 
 
-def to_pixels(images: Float[Array, "B H W C"], data: DigitsData) -> UInt8[Array, "B H W C"]:
+def to_pixels(images: Images, data: Data) -> UInt8[Array, "B H W C"]:
     """The inverse of `normalise`, for pictures."""
     pixels = images * jnp.asarray(data.std) + jnp.asarray(data.mean)
     return jnp.clip(jnp.round(pixels * 255), 0, 255).astype(jnp.uint8)
 
 
-def affine(keys: Key[Array, "B"], images: Float[Array, "B H W C"], config: AugmentConfig) -> Float[Array, "B H W C"]:
+# ---- where things are ----
+
+
+def pad_and_crop(keys: Keys, images: Images, padding: int) -> Images:
+    """Each image moved by up to `padding` whole pixels either way, in each direction; what comes in is black.
+
+    The same as padding with zeros all around and cropping the old size at random.
+    """
+
+    def crop(key: Key[Array, ""], image: Float[Array, "h w C"]) -> Float[Array, "H W C"]:
+        y, x = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+        return jax.lax.dynamic_slice(image, (y, x, 0), images.shape[1:])
+
+    around = (padding, padding)
+    return jax.vmap(crop)(keys, jnp.pad(images, ((0, 0), around, around, (0, 0))))
+
+
+def flip(keys: Keys, images: Images) -> Images:
+    """Left and right exchanged in every other image, by chance."""
+    flipped = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def affine(keys: Keys, images: Images, config: AugmentConfig) -> Images:
     """Rotate, zoom, shear and shift each image by its own random amounts, bilinearly; what comes in is black."""
     if not any((config.rotate, config.zoom, config.shear, config.shift)):
         return images
@@ -78,3 +125,65 @@ def warp(image: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float
     y, x = jnp.moveaxis(grid @ matrix.T + shift + centre, -1, 0)
     sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [y, x], order=1)  # noqa: E731
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+# ---- parts hidden, images mixed ----
+
+
+def inside(box: Int[Array, "4"], size: tuple[int, int]) -> Bool[Array, "H W 1"]:
+    """Where an image of that size lies in the box (y0, x0, y1, x1)."""
+    y, x = jnp.mgrid[: size[0], : size[1]]
+    return ((y >= box[0]) & (x >= box[1]) & (y < box[2]) & (x < box[3]))[..., None]
+
+
+def erase(keys: Keys, images: Images, chance: float) -> Images:
+    """Random erasing (arXiv 1708.04896) as timm does it: normal noise in a box of 2 to 33 % of the area, 3:10 to 10:3.
+
+    Of ten boxes the first that fits; an image with none is left as it is.
+    """
+    _, height, width, channels = images.shape
+
+    def one(key: Key[Array, ""], image: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
+        whether, size, shape, place, noise = jax.random.split(key, 5)
+        area = jax.random.uniform(size, (10,), minval=0.02, maxval=1 / 3) * height * width
+        ratio = jnp.exp(jax.random.uniform(shape, (10,), minval=jnp.log(0.3), maxval=jnp.log(1 / 0.3)))
+        h, w = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+        fits = (h < height) & (w < width)
+        first = jnp.argmax(fits)
+        side = jnp.stack([h[first], w[first]])
+        corner = jnp.floor(jax.random.uniform(place, (2,)) * (jnp.array([height, width]) - side + 1))
+        box = jnp.concatenate([corner, corner + side]).astype(jnp.int32)
+        hidden = inside(box, (height, width)) & fits.any() & jax.random.bernoulli(whether, chance)
+        return jnp.where(hidden, jax.random.normal(noise, (height, width, channels)), image)
+
+    return jax.vmap(one)(keys, images)
+
+
+def mix(keys: Keys, images: Images, mixup: float, cutmix: float) -> tuple[Images, Float[Array, "B"]]:
+    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of each image with the one before it in the batch.
+
+    Each image's own share is drawn from Beta(α, α), α being `mixup` or `cutmix`; with both, an image gets one or the other.
+    Returns the images and what of each is still its own.
+    """
+    _, height, width, _ = images.shape
+
+    def one(key: Key[Array, ""], image: Float[Array, "H W C"], other: Float[Array, "H W C"]) -> tuple[Array, Array]:
+        which, part, place = jax.random.split(key, 3)
+        cut = jax.random.bernoulli(which) if mixup and cutmix else jnp.asarray(bool(cutmix))
+        alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
+        share = jax.random.beta(part, alpha, alpha)
+        box = cut_box(place, share, (height, width))
+        hole = inside(box, (height, width))
+        kept = 1 - hole.mean()
+        pasted, blended = jnp.where(hole, other, image), share * image + (1 - share) * other
+        return jnp.where(cut, pasted, blended), jnp.where(cut, kept, share)
+
+    return jax.vmap(one)(keys, images, jnp.roll(images, 1, axis=0))
+
+
+def cut_box(key: Key[Array, ""], share: Float[Array, ""], size: tuple[int, int]) -> Int[Array, "4"]:
+    """A box of 1 - `share` of the area and of the image's shape, its centre anywhere, cut off at the border."""
+    sides = jnp.asarray(size)
+    half = jnp.floor(sides * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
+    centre = jnp.floor(jax.random.uniform(key, (2,)) * sides).astype(jnp.int32)
+    return jnp.concatenate([jnp.clip(centre - half, 0, sides), jnp.clip(centre + half, 0, sides)])

@@ -67,9 +67,10 @@ class Batches:
         size = self.batch_size // self.part[1]
 
         def example(position: int) -> dict[str, np.ndarray]:
-            batch, place = divmod(position, size)
-            at = (index + batch) * self.batch_size + self.part[0] * size + place
-            return self.source[int(order(np.array([at]), len(self.source), self.seed)[0])]
+            batch, row = divmod(position, size)
+            at = (index + batch) * self.batch_size + self.part[0] * size + row
+            place = int(order(np.array([at]), len(self.source), self.seed)[0])
+            return self.source.drawn(place, np.random.default_rng((self.seed, at)))
 
         examples = grain.MapDataset.range(2**62).map(example)
         yield from examples.to_iter_dataset().batch(size, batch_fn=_stack)

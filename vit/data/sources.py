@@ -3,11 +3,16 @@
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
-from vit.config import DigitsData
+from vit.config import DigitsData, TfdsData
+from vit.data.crop import central_crop, inception_crop
 from vit.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -22,6 +27,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """The example as a training step streams it: at random, where the set crops while reading."""
+        ...
 
 
 class Digits:
@@ -51,15 +60,88 @@ class Digits:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": self.labels[index], "id": self.ids[index]}
 
+    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """As it is."""
+        return self[index]
 
-def splits(config: DigitsData) -> tuple[str, ...]:
+
+class Tfds:
+    """A split of a prepared TFDS set, read without TensorFlow. `id` is the place in the TFDS split that this is a part of.
+
+    Raises `UserError` if the set isn't prepared, or can't be classified.
+    """
+
+    def __init__(self, config: TfdsData, split: str):
+        from absl import logging
+        from tensorflow_datasets.core import ReadInstruction, read_only_builder
+        from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+        logging.set_verbosity(logging.ERROR)  # else it recommends OpenCV
+        self.config, self.name, spec = config, config.name, getattr(config, split)
+        folder = Path(config.dir).expanduser()
+        prepare = f"uv run vit prepare {config.name} --data.dir {config.dir}"
+        try:
+            builder: Any = read_only_builder.builder_from_files(config.name, data_dir=str(folder))
+        except DatasetNotFoundError as error:
+            raise UserError(f"{config.name} isn't prepared here", str(folder), prepare) from error
+        features = builder.info.features
+        if not {"image", "label"} <= features.keys():
+            raise UserError(
+                f"{config.name} has no image and label, only {', '.join(features)}", str(folder), "choose another set"
+            )
+        if None in features["image"].shape[:2] and not config.size:
+            what = f"the images of {config.name} have many sizes"
+            raise UserError(what, str(folder), "give --data.size PIXELS --data.stream for square crops")
+        try:
+            self.source = builder.as_data_source(split=spec)
+            (part,) = ReadInstruction.from_spec(spec).to_absolute(builder.info.splits)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{config.name} was prepared for reading in order only", str(folder), f"elsewhere: {prepare}"
+            ) from error
+        except (ValueError, KeyError, AssertionError) as error:
+            what = f"{config.name} has no split {spec!r}, but {', '.join(builder.info.splits)}"
+            raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
+        self.start = part.from_ or 0
+        self.class_names = features["label"].names or [str(i) for i in range(features["label"].num_classes)]
+        self.held = None if config.stream else self._hold(split)
+
+    def _hold(self, split: str) -> list[dict[str, Any]]:
+        """All examples, decoded."""
+        with ThreadPoolExecutor() as pool:
+            reading = pool.map(self._read, range(len(self.source)))
+            shown = track(reading, f"reading {split}", len(self.source), console=Console(stderr=True), transient=True)
+            return list(shown)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        return {"image": example["image"], "label": np.int32(example["label"]), "id": np.int32(self.start + index)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.held[index] if self.held else self._read(index)
+        if not self.config.size:
+            return example
+        return {**example, "image": central_crop(example["image"], self.config.size)}
+
+    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """With an inception crop where the configuration asks for crops."""
+        if not self.config.size:
+            return self[index]
+        example = self._read(index)
+        return {**example, "image": inception_crop(example["image"], self.config.size, rng)}
+
+
+def splits(config: DigitsData | TfdsData) -> tuple[str, ...]:
     """The splits that the data set has; the last is the one to report on."""
-    return {DigitsData: SPLITS}[type(config)]
+    return tuple(split for split in SPLITS if getattr(config, split, split))
 
 
-def open_source(config: DigitsData, split: str) -> Source:
+def open_source(config: DigitsData | TfdsData, split: str) -> Source:
     """The split (train, val or test) of the data set that the configuration names."""
-    return {DigitsData: Digits}[type(config)](split)
+    return Tfds(config, split) if isinstance(config, TfdsData) else Digits(split)
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def attention(
     return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x·Φ(x) (arXiv 1606.08415), with erf as torch has it: `jax.nn.gelu` takes erfc, a sixth of a training step on a CPU."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 def fold_in(keys: Keys | None, number: int) -> Keys | None:
     """An independent key an example from each key; None stays None."""
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
@@ -113,7 +118,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch N D"], keys: Keys | None = None) -> Float[Array, "*batch N D"]:
         """Each token on its own; `keys` for dropout of the hidden values."""
-        return self.fc2(dropout(jax.nn.gelu(self.fc1(x), approximate=False), self.rate, keys))
+        return self.fc2(dropout(gelu(self.fc1(x)), self.rate, keys))
 
 
 class Block(nnx.Module):
@@ -171,7 +176,7 @@ class ConvStem(nnx.Module):
         """The grid of tokens."""
         x = self.convs[0](images)
         for conv in self.convs[1:]:
-            x = conv(jax.nn.gelu(x, approximate=False))
+            x = conv(gelu(x))
         return x
 
 

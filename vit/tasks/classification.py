@@ -46,10 +46,13 @@ class Classification:
         return flops(self.model, **self.shape)
 
     def loss(self, model: ViT, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
-        """Cross-entropy of each example in nats, with label smoothing."""
+        """Cross-entropy of each example in nats, with label smoothing; of a mixed image, for both its labels by their share."""
         logits, _ = model(batch["image"], keys=keys)
         logp = jax.nn.log_softmax(logits)
         nll = -jnp.take_along_axis(logp, batch["label"][:, None], axis=1)[:, 0]
+        if "partner" in batch:
+            other = -jnp.take_along_axis(logp, batch["partner"][:, None], axis=1)[:, 0]
+            nll = batch["share"] * nll + (1 - batch["share"]) * other
         return (1 - self.config.label_smoothing) * nll - self.config.label_smoothing * logp.mean(axis=1)
 
     def outputs(self, model: ViT, batch: dict[str, Array]) -> Float[Array, "B K"]:

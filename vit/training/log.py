@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -96,6 +97,19 @@ class Log:
         if self.primary:
             self.file.close()
             self.events.close()
+
+
+def matmul_speed() -> float:
+    """GFLOP/s of a float32 matrix product: what this machine can do at this moment, to compare seconds by."""
+    n = 2048
+    x = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * n**3 / min(seconds) / 1e9
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:

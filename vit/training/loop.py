@@ -17,6 +17,7 @@ from vit.data.batches import Batches
 from vit.errors import Stopped, UserError
 from vit.training.checkpoint import Checkpoints
 from vit.training.log import Log
+from vit.training.optim import image_size
 from vit.training.sharding import place, replicated
 from vit.training.state import State
 from vit.training.stop import Stop
@@ -63,7 +64,7 @@ class Loop:
     Args:
       config: the run.
       state: at the start, fresh or restored.
-      train_step: (state, batch) → (state, metrics).
+      train_step: (state, batch, side that images are shrunk to) → (state, metrics).
       batches: index → training batches.
       evaluate: state → figures on the validation split; raises `Stopped` between batches on a signal.
       task: says which figure is its headline, and what makes one checkpoint better than another.
@@ -73,7 +74,7 @@ class Loop:
 
     config: Config
     state: State
-    train_step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
+    train_step: Callable[[State, dict[str, Any], int], tuple[State, dict[str, jax.Array]]]
     batches: Batches
     evaluate: Callable[[State], dict[str, Any]]
     task: Any
@@ -127,7 +128,9 @@ class Loop:
         begin = time.perf_counter()
         batch = next(self.stream)
         self.meter.waited += time.perf_counter() - begin
-        self.state, metrics = self.train_step(self.state, place(batch, self.mesh))
+        # Chosen here and not by `lax.switch` in the step: XLA's CPU runs what is in a branch on one core, several times slower.
+        size = image_size(self.config.schedule, self.step, self.config.steps)
+        self.state, metrics = self.train_step(self.state, place(batch, self.mesh), size)
         self.step += 1
         self.meter.images += self.config.batch_size
         if self.compiling:

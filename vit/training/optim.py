@@ -2,14 +2,17 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 
-from vit.config import SGD, AdamW, ScheduleConfig
+from vit.config import SGD, AdamW, Muon, ScheduleConfig
 from vit.models.vit import Params
 
 DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
+MATRICES = r"^blocks/.*kernel$"  # what Muon makes orthogonal
 
 
 def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:
@@ -24,7 +27,12 @@ def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Sche
     return optax.join_schedules([warmup, after], [config.warmup])
 
 
-def optimizer(config: AdamW | SGD, clip: float) -> optax.GradientTransformation:
+def image_size(config: ScheduleConfig, step: int, steps: int) -> int:
+    """The side that the images of update `step` are shrunk to; 0 for the full size."""
+    return next((size for size, share in zip(config.sizes, config.until, strict=True) if step < round(share * steps)), 0)
+
+
+def optimizer(config: AdamW | Muon | SGD, clip: float) -> optax.GradientTransformation:
     """Gradients → the direction of descent; the train step scales it by the learning rate of the moment."""
 
     def decayed(params: Params) -> dict[str, bool]:
@@ -34,7 +42,21 @@ def optimizer(config: AdamW | SGD, clip: float) -> optax.GradientTransformation:
     first = optax.clip_by_global_norm(clip) if clip else optax.identity()
     if isinstance(config, AdamW):
         return optax.chain(first, optax.scale_by_adam(config.b1, config.b2), decay)
+    if isinstance(config, Muon):
+
+        def kinds(params: Params) -> dict[str, str]:
+            return {path: "matrix" if re.search(MATRICES, path) else "other" for path in params}
+
+        adam = optax.scale_by_adam(config.b1, config.b2)
+        return optax.chain(first, optax.partition({"matrix": orthogonal(config.momentum), "other": adam}, kinds), decay)
     return optax.chain(first, decay, optax.trace(config.momentum))
+
+
+def orthogonal(momentum: float) -> optax.GradientTransformation:
+    """Muon's update of matrices: the momentum made orthogonal, then as large as an update of AdamW (RMS 0.2)."""
+    sized = optax.stateless(lambda updates, _: jax.tree.map(lambda u: 0.2 * max(u.shape) ** 0.5 * u, updates))
+    axes = lambda params: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)  # noqa: E731
+    return optax.chain(optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=axes), sized)
 
 
 def ema_decay(decay: float, updates: Array) -> Float[Array, ""]:

@@ -39,13 +39,14 @@ def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[
 def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """One update: (state, batch) → (state, metrics), jitted; the old state's memory is reused.
 
+    A third argument is the side in pixels that the images are shrunk to, 0 for none; each side is compiled once.
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
     schedule, optim = learning_rate(config.schedule, config.optim.lr, config.steps), optimizer(config.optim, config.clip)
 
     def mean_loss(params: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
-        losses = task.loss(merge(graph, params), prepare(batch, keys), keys)
+        losses = task.loss(merge(graph, params), batch, keys)
         return jnp.sum(losses * batch["mask"]) / total
 
     def loss_and_gradient(params: Params, batch: Batch, keys: Key[Array, "B"]) -> tuple[Array, Params]:
@@ -62,8 +63,11 @@ def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[St
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, zero, parts)[0]
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+    def train_step(state: State, batch: Batch, size: int = 0) -> tuple[State, dict[str, Array]]:
         keys = example_keys(config.seed, state["step"] + state["offset"], batch["id"])
+        batch = prepare(batch, keys)  # the whole of it: mixing takes an image's neighbour
+        if size:
+            batch = {**batch, "image": resize(batch["image"], size)}
         loss, gradient = loss_and_gradient(state["params"], batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
         direction, opt = optim.update(gradient, state["opt"], state["params"])
@@ -86,7 +90,12 @@ def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[St
         }
         return {**new, **counters}, {"loss": loss, "grad_norm": norm, "lr": lr, "streak": counters["streak"]}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, static_argnames="size")
+
+
+def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:
+    """Bilinear, with antialiasing."""
+    return jax.image.resize(images, (len(images), size, size, images.shape[-1]), "linear", antialias=True)
 
 
 def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:

@@ -1,0 +1,53 @@
+"""Crops while reading, against Pillow and the definition of their distribution."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+from vit.data.crop import central_crop, inception_crop
+
+
+def picture(h, w, c=3):
+    y, x = np.mgrid[:h, :w]
+    return np.stack([(x * 255 // max(1, w - 1)), (y * 255 // max(1, h - 1)), (x + y) % 256], -1)[..., :c].astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (97, 41), (32, 32), (1, 50), (50, 1), (1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_are_squares_of_the_size_asked_for(shape, channels):
+    image = picture(*shape, channels)
+    before = image.copy()
+    for seed in range(20):
+        assert inception_crop(image, 24, np.random.default_rng(seed)).shape == (24, 24, channels)
+    assert central_crop(image, 24).shape == (24, 24, channels)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_parts_have_the_areas_and_shapes_of_the_paper():
+    # Red grows with x and green with y: their spans tell the part's sides.
+    image, areas, ratios = picture(256, 256), [], []
+    for seed in range(500):
+        crop = inception_crop(image, 64, np.random.default_rng(seed)).astype(float)
+        w, h = (crop[32, -1, 0] - crop[32, 0, 0]) * 64 / 63, (crop[-1, 32, 1] - crop[0, 32, 1]) * 64 / 63
+        areas.append(w * h / 256**2)
+        ratios.append(w / h)
+    assert 0.03 < min(areas) < 0.1
+    assert max(areas) > 0.9
+    assert 0.70 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.43
+    # A part over 75 % may not fit and is drawn anew: below, areas are uniform.
+    low = [a for a in areas if 0.08 < a < 0.6]
+    assert scipy.stats.kstest(low, scipy.stats.uniform(0.08, 0.52).cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("shape", [(320, 400), (512, 256)])
+def test_the_central_crop_is_resize_256_crop_224(shape):
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (20, 20, 3)).astype(np.uint8))
+    image = small.resize(shape[::-1], Image.Resampling.BICUBIC)
+    scale = 256 / min(shape)
+    resized = image.resize((round(shape[1] * scale), round(shape[0] * scale)), Image.Resampling.BICUBIC)
+    x, y = (resized.width - 224) // 2, (resized.height - 224) // 2
+    wanted = np.asarray(resized.crop((x, y, x + 224, y + 224)), float)
+    assert np.abs(central_crop(np.asarray(image), 224) - wanted).mean() < 1
