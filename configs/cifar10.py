@@ -27,7 +27,7 @@ def get_config() -> Config:
         augment=AugmentConfig(crop=4, flip=True, randaugment=1, magnitude=9, erase=0.25, mixup=0.8, cutmix=1.0),
         task=ClassificationConfig(label_smoothing=0.1),
         model=ViTConfig(
-            patch=2, width=256, depth=7, heads=4, mlp=512, stem="conv", pool="map", drop_path=0.1, dtype="bfloat16"
+            patch=2, width=256, depth=7, heads=4, mlp=512, stem="conv", pool="mean", drop_path=0.1, dtype="bfloat16"
         ),
         optim=AdamW(lr=6e-4, weight_decay=0.06),
         schedule=ScheduleConfig(warmup=round(10 * EPOCH)),

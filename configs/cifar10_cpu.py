@@ -3,10 +3,10 @@
     uv run vit prepare cifar10 --data.dir DIR
     uv run train.py --config configs/cifar10_cpu.py --data.dir DIR
 
-Six blocks of width 128 on 8x8 tokens from two strided convolutions (8 % of the FLOPs). Muon makes each update worth more, and the
-images are 16x16, then 24x24 pixels for most of the run, so that a step costs a quarter or a half. The result on the 10,000 test images,
-with the seconds and this machine's matmul speed, is in the README; how it was chosen, on 5,000 training images held out:
-docs/decisions/0005-cifar10.md.
+Six blocks of width 128 on 8x8 tokens from two strided convolutions (8 % of the FLOPs). Muon makes each update worth more,
+and the images are 16x16, then 24x24 pixels for most of the run, so that a step costs a quarter or a half. The result on the
+10,000 test images, with the seconds and that machine's matmul speed, is in the README; how it was chosen, on 5,000 training
+images held out: docs/decisions/0005-cifar10.md.
 """
 
 from vit.config import AugmentConfig, ClassificationConfig, Config, Muon, ScheduleConfig, TfdsData, ViTConfig

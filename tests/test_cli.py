@@ -30,4 +30,4 @@ def test_mistakes(args):
 
 def test_help(capsys):
     run(["--help"])
-    assert capsys.readouterr().out.startswith("usage: vit info")
+    assert capsys.readouterr().out.startswith("usage: vit ")

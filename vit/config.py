@@ -369,9 +369,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    data, optim = (DigitsData, TfdsData), (AdamW, Muon, SGD)
-    classes = (Config, *data, AugmentConfig, ClassificationConfig, ViTConfig, *optim, ScheduleConfig)
-    known = {c.__name__: c for c in classes}
+    classes = (Config, DigitsData, TfdsData, AugmentConfig, ClassificationConfig, ViTConfig)
+    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig)}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):

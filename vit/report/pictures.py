@@ -20,19 +20,24 @@ BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
 
 def train_batch(path: Path, batches: Batches, prepare: Any, config: Config, class_names: Sequence[str]) -> None:
     """The first images of the first training batch, at most 64, as the model sees them: augmented, with their labels."""
-    batch = {name: x[:64] for name, x in next(batches.starting_at(0)).items()}
+    batch = next(batches.starting_at(0))
     keys = example_keys(config.seed, jnp.zeros((), jnp.int32), jnp.asarray(batch["id"]))
     seen = prepare({name: jnp.asarray(x) for name, x in batch.items()}, keys)
-    images = np.asarray(to_pixels(seen["image"], config.data))
+    images = np.asarray(to_pixels(seen["image"][:64], config.data))
+    titles = [class_names[int(label)] for label in batch["label"]]
+    if "partner" in seen:
+        others = (class_names[int(label)] for label in seen["partner"])
+        mixed = zip(titles, others, np.asarray(seen["share"]), strict=True)
+        titles = [f"{own} {share:.0%}\n{other}" for own, other, share in mixed]
     columns = 8
     rows = -(-len(images) // columns)
     figure = Figure((columns * 1.1, rows * 1.25), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.axis("off")
-    for ax, image, label in zip(axes, images, batch["label"], strict=False):
+    for ax, image, title in zip(axes, images, titles, strict=False):
         ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(class_names[int(label)], fontsize=9, color=INK, pad=2)
+        ax.set_title(title, fontsize=9 if "partner" not in seen else 7, color=INK, pad=2)
     _save(figure, path)
 
 
