@@ -319,7 +319,7 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         bad = next((size for size in sizes if size % config.model.patch), None)
         yield bad, f"--schedule.sizes {bad} isn't a whole number of patches", f"multiples of {config.model.patch}"
         mean, std = len(config.data.mean), len(config.data.std)
-        yield not mean * std, "--data.mean and --data.std can't be empty", "one value, or one a channel"
+        yield not mean, "--data.mean can't be ()", "one value, or one a channel"
         yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"

@@ -235,6 +235,7 @@ def _builder(name: str, cifar: Cifar, files: dict[str, bytes], folder: Path) -> 
     """TFDS's builder of the set, given the bytes: the same name, version, features, keys and so the same order."""
     import tensorflow_datasets as tfds
     from PIL import Image
+    from tensorflow_datasets.core.registered import skip_registration
 
     tfds.disable_progress_bar()
     names = {label: _class_names(files[file]) for label, (file, _) in cifar.labels.items()}
@@ -247,7 +248,7 @@ def _builder(name: str, cifar: Cifar, files: dict[str, bytes], folder: Path) -> 
             Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(png, "png")
             yield i, {"id": f"{split}_{i:05d}", "image": png.getvalue(), **dict(zip(names, map(int, labels), strict=True))}
 
-    with tfds.core.registered.skip_registration():
+    with skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version(VERSION)
