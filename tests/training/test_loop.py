@@ -68,7 +68,7 @@ class Run:
             {"scores": scores},
         )
 
-    def step(self, state, batch):
+    def step(self, state, batch, size):
         index = int(batch["index"][0])
         self.seen.append(index)
         good = index not in self.bad
@@ -185,10 +185,10 @@ def test_consecutive_resumes_see_every_batch_once(tmp_path):
         with Run(tmp_path) as run:
             step = run.step
 
-            def stepping(state, batch, run=run, step=step, stop_after=stop_after):
+            def stepping(state, batch, size, run=run, step=step, stop_after=stop_after):
                 if int(state["step"]) + 1 == stop_after:
                     run.stop.asked.set()
-                return step(state, batch)
+                return step(state, batch, size)
 
             run.loop.train_step = stepping
             with contextlib.nullcontext() if stop_after is None else pytest.raises(Stopped):
