@@ -1,5 +1,6 @@
 """The pictures of a run. Only this room draws; everything else returns arrays."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.training.log import read_metrics
+from vit.training.log import read_metrics, write_atomically
 from vit.training.state import example_keys
 
 BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
@@ -87,6 +88,6 @@ def confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(temporary)
-    temporary.replace(path)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    write_atomically(path, png.getvalue())

@@ -1,5 +1,6 @@
 """What an evaluation leaves: a table on the console, eval.json, predictions.npz, confusion.png."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from vit.training.log import write_atomically
 
 def write(run: Path, model: Trained, figures: dict[str, Any], examples: dict[str, np.ndarray]) -> None:
     """Write all files of an evaluation into the run's folder and print the table."""
-    predictions = run / ".predictions.npz"
-    probabilities = model.task.probabilities(examples["outputs"])
-    np.savez(predictions, probabilities=probabilities, labels=examples["label"], example_ids=examples["id"])
-    predictions.replace(run / "predictions.npz")
+    probabilities, npz = model.task.probabilities(examples["outputs"]), io.BytesIO()
+    np.savez(npz, probabilities=probabilities, labels=examples["label"], example_ids=examples["id"])
+    write_atomically(run / "predictions.npz", npz.getvalue())
     write_atomically(run / "eval.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
     names = model.task.class_names
