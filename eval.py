@@ -8,7 +8,6 @@ Prints a table and writes eval.json, predictions.npz and confusion.png into the 
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from vit.errors import UserError, told_to_the_user
@@ -36,8 +35,9 @@ def main(wanted: Evaluation, stop: Stop) -> None:
     from vit.data.sources import splits
     from vit.report import results
     from vit.training.evaluate import evaluate_split, open_run
+    from vit.training.storage import open_folder
 
-    run = Path(wanted.workdir)
+    run = open_folder(wanted.workdir)
     model = open_run(run, wanted.checkpoint)
     for warning in model.warnings:
         print(f"warning: {warning}; step {model.step} is used", file=sys.stderr)

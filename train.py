@@ -30,11 +30,11 @@ def main(config: Config, stop: Stop) -> None:
     from vit.data.sources import describe, open_source, splits
     from vit.report import pictures, results
     from vit.tasks import make_task
-    from vit.training import evaluate, workdir
+    from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
     from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
-    from vit.training.sharding import check_batch_size, make_mesh, replicated
+    from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
@@ -44,10 +44,10 @@ def main(config: Config, stop: Stop) -> None:
     data = describe(train_source)
     pixels = preprocessing(config.data, data)
     task = make_task(config.task, config.model, data)
-    shapes = jax.eval_shape(lambda: init_state(task.build, config))
+    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
 
     # ---- where: the run's folder, locked, and what an earlier process left there ----
-    run = Path(config.workdir)
+    run = storage.open_folder(config.workdir)
     with workdir.locked(run), Checkpoints(run / "checkpoints", config.keep) as checkpoints:
         checkpoints.recover()
         found = checkpoints.newest()
@@ -56,28 +56,29 @@ def main(config: Config, stop: Stop) -> None:
         with Log(run, found.step if found else 0, config.steps) as log:
             for line in checkpoints.sweep(found.damaged if found else {}):
                 log.say(line)
-            parameters = sum(x.size for x in shapes["params"].values())
-            device = jax.devices()[0].device_kind
+            parameters = sum(x.size for x in like["params"].values())
             log.say(as_flags(config))
             log.say(f"{data['dataset']}: {len(train_source):,} images to train on, {len(val_source):,} to validate")
-            log.say(f"{parameters:,} parameters, {task.flops() / 1e9:.3g} GFLOPs an image, {mesh.size} × {device}")
+            devices = f"{mesh.size} × {jax.devices()[0].device_kind}"
+            log.say(f"{parameters:,} parameters, {task.flops() / 1e9:.3g} GFLOPs an image, {devices}")
             log.say(f"resuming {run} from step {found.step}" if found else f"starting {run} afresh")
 
             # ---- how: the state, which starts in one of two ways, fresh or from a checkpoint; batches; the two steps ----
             if found:
-                state, scores = checkpoints.restore(found.step, shapes, replicated(mesh)), found.meta["scores"]
+                state, scores = checkpoints.restore(found.step, like), found.meta["scores"]
             else:
-                state, scores = jax.device_put(init_state(task.build, config), replicated(mesh)), {}
+                state, scores = distribute(init_state(task.build, config), like), {}
             part = jax.process_index(), jax.process_count()
             batches = Batches(train_source, config.seed, config.batch_size, part, config.data.stream)
             prepare = make_prepare(config.data, config.augment)
-            train_step, eval_step = make_train_step(task, prepare, config), make_eval_step(task, prepare)
-            if not found:
+            train_step, eval_step = make_train_step(task, prepare, config, like), make_eval_step(task, prepare)
+            if not found and hosts.primary():
                 pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
 
             def validate(state: dict) -> dict:
                 split = once(val_source, config.batch_size, part)
-                return evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, lambda: stop.check("stopped"))[0]
+                check = lambda: evaluate.check_stop(stop, mesh, "stopped")  # noqa: E731
+                return evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)[0]
 
             meta = {
                 "config": to_json(config),
@@ -91,7 +92,8 @@ def main(config: Config, stop: Stop) -> None:
             try:
                 loop.run()
             finally:
-                pictures.curves(run)
+                if hosts.primary():
+                    pictures.curves(run)
             seconds = time.perf_counter() - begin
             speeds = f"{before:.0f} GFLOP/s before, {matmul_speed():.0f} after"
             log.say(f"trained for {seconds:.0f} s; float32 matmul at {speeds}")
@@ -99,11 +101,16 @@ def main(config: Config, stop: Stop) -> None:
         # ---- how good: a split that nothing was chosen on, with what the last checkpoint holds ----
         model = evaluate.open_run(run, "last")
         figures, examples = evaluate.evaluate_split(model, splits(config.data)[-1], stop)
-        results.write(run, model, figures, examples)
-        print(f"the run is in {run}: eval.json, predictions.npz, curves.png, confusion.png, train_batch.png")
+        if hosts.primary():
+            results.write(run, model, figures, examples)
+            print(f"the run is in {run}: eval.json, predictions.npz, curves.png, confusion.png, train_batch.png")
 
 
 if __name__ == "__main__":
     stop = Stop.listen()
     with told_to_the_user():
-        main(parse_config(sys.argv[1:], DEFAULT), stop)
+        config = parse_config(sys.argv[1:], DEFAULT)
+        from vit.training.hosts import joined
+
+        with joined(config.distributed):
+            main(config, stop)

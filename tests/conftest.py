@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before jax starts: eight simulated devices in this process. A computation that names no devices still runs on one.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
 import hypothesis
 import jax
 import jaxtyping

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vit.config import SGD, AdamW, Config, ViTConfig, differences, fields, flag, from_json, to_json
+from vit.config import SGD, AdamW, Config, ViTConfig, differences, fields, from_json, to_json
 from vit.errors import UserError
 from vit.flags import as_flags, parse_config
 

@@ -1,55 +1,17 @@
 """Everything that describes a run: frozen dataclasses, their limits, their JSON. No behaviour, no jax.
 
 A file under `configs/` has `get_config() -> Config`; `vit.flags` turns every field into a typed flag with its docstring
-as help. Limits stand beside the field as `Annotated[..., Range(...)]` and are checked by `validate` before anything runs.
+as help. Limits stand in the type hints (`vit.limits`) and are checked by `validate` before anything runs.
 """
 
 import dataclasses
-import math
-import struct
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from vit.errors import UserError
-
-INT32 = 2**31 - 1  # steps, sizes and ids are int32 on the device
-
-
-@dataclass(frozen=True)
-class Range:
-    """The values that a number may take; `open` ends are excluded, and nan and inf always are."""
-
-    low: float
-    high: float = math.inf
-    open: Literal["", "low", "high"] = ""
-
-    def __contains__(self, x: Any) -> bool:
-        if isinstance(x, bool) or not isinstance(x, int | float):
-            return False
-        if isinstance(x, float):
-            try:
-                (x,) = struct.unpack("f", struct.pack("f", x))  # what float32 makes of it: 1e-50 is 0, 1e50 too large
-            except OverflowError:
-                return False
-            if not math.isfinite(x):
-                return False
-        above = x > self.low if self.open == "low" else x >= self.low
-        return above and (x < self.high if self.open == "high" else x <= self.high)
-
-    def __str__(self) -> str:
-        low = f"greater than {self.low}" if self.open == "low" else f"at least {self.low}"
-        if self.high in (math.inf, INT32):
-            return low
-        return f"{low} and {'less than' if self.open == 'high' else 'at most'} {self.high}"
-
-
-Count = Annotated[int, Range(1, INT32)]
-Natural = Annotated[int, Range(0, INT32)]
-Positive = Annotated[float, Range(0, open="low")]
-NonNegative = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1, open="high")]
+from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
 
 # name: (width, depth, heads, MLP width). Ti to L: https://arxiv.org/abs/2010.11929 and https://arxiv.org/abs/2012.12877;
 # g: https://arxiv.org/abs/2106.04560, table 2.
@@ -258,6 +220,10 @@ class Config:
     """Steps between lines in metrics.jsonl."""
     keep: Count = 3
     """Newest checkpoints kept, beside the best."""
+    fsdp: bool = False
+    """Spread parameters and optimiser state over the devices, instead of a copy on each."""
+    distributed: bool = False
+    """One of several processes, one a host: call jax.distributed.initialize() first."""
     data: DigitsData | TfdsData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
@@ -268,6 +234,7 @@ class Config:
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
+MAY_CHANGE |= {"fsdp", "distributed"}  # the same numbers but for rounding
 
 
 def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -288,15 +255,10 @@ def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     return leaves
 
 
-def flag(name: str) -> str:
-    """`optim.weight_decay` → `--optim.weight-decay`."""
-    return "--" + name.replace("_", "-")
-
-
 def validate(config: Any, where: str = "the configuration") -> None:
     """Raise `UserError` for the first value outside its range, and for values that contradict each other."""
     for name, (hint, value) in fields(config).items():
-        _check(name, hint, value, where)
+        check(name, hint, value, where)
     for bad, what, fix in _contradictions(config):
         if bad:
             raise UserError(what, where, f"give {fix}")
@@ -324,39 +286,6 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
-
-
-def allowed(hint: Any) -> str:
-    """What a field's type hint admits, in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        return f"{allowed(args[0])}, once or more"
-    if origin is Literal:
-        return f"one of: {', '.join(map(str, args))}"
-    kind, limits = (args[0], args[1]) if origin is Annotated else (hint, None)
-    kinds = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text"}
-    return kinds.get(kind, str(kind)) + (f", {limits}" if limits else "")
-
-
-def _check(name: str, hint: Any, value: Any, where: str) -> None:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, tuple):
-        for item in value:
-            _check(name, args[0], item, where)
-        return
-    if origin is tuple:
-        good = False
-    elif origin is Literal:
-        good = value in args
-    else:
-        kind, limits = (args[0], args[1]) if origin is Annotated else (hint, None)
-        limits = limits or (Range(-math.inf) if kind is float else None)
-        good = value in limits if limits else isinstance(value, kind)
-        good &= not (kind is int and isinstance(value, float))
-    if not good:
-        raise UserError(
-            f"{flag(name)} can't be {str(value)[:40] if value != '' else repr(value)}", where, f"give {allowed(hint)}"
-        )
 
 
 def to_json(config: Any) -> Any:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from vit.config import Config, allowed, fields, flag, validate
+from vit.config import Config, fields, validate
 from vit.errors import UserError
+from vit.limits import allowed, flag
 
 T = TypeVar("T")
 

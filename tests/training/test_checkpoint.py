@@ -14,8 +14,6 @@ import pytest
 from vit.errors import UserError
 from vit.training.checkpoint import MANIFEST, Checkpoints, Damaged, best_step
 
-HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
 
 def state(seed=0):
     params = {f"blocks/{i}/kernel": jax.random.normal(jax.random.key(seed * 7 + i), (5, 3)) for i in range(12)}
@@ -43,7 +41,7 @@ def test_what_is_restored_is_bitwise_what_was_saved(checkpoints):
     save(checkpoints, 3)
     found = checkpoints.newest()
     assert (found.step, found.meta, found.damaged) == (3, meta(3), {})
-    restored = checkpoints.restore(3, jax.eval_shape(lambda: state()), HERE)
+    restored = checkpoints.restore(3, state())
     assert jax.tree.structure(restored) == jax.tree.structure(state(3))
     jax.tree.map(np.testing.assert_array_equal, restored, state(3))
     params = checkpoints.params(3)
@@ -181,7 +179,7 @@ def test_a_save_that_fails_is_told_at_the_next_look(checkpoints, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vit.training.checkpoint._digest", full)
+    monkeypatch.setattr("vit.training.storage.digest", full)
     checkpoints.save(2, state(2), meta(2))
     concurrent.futures.wait([checkpoints._saving])
     with pytest.raises(UserError, match=r"step 2 could not be written: .*No space left on device"):

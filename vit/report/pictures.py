@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.training.log import read_metrics, write_atomically
+from vit.training.log import read_metrics
 from vit.training.state import example_keys
+from vit.training.storage import write_atomically
 
 BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
 

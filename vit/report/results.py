@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vit.report import pictures
 from vit.training.evaluate import Trained
-from vit.training.log import write_atomically
+from vit.training.storage import write_atomically
 
 
 def write(run: Path, model: Trained, figures: dict[str, Any], examples: dict[str, np.ndarray]) -> None:

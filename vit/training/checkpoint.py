@@ -5,13 +5,17 @@ sync all to disk, and rename the folder to `checkpoints/STEP`. The manifest is t
 save that was killed and is cleaned away; a STEP folder whose files don't match its manifest is damaged, is kept aside as
 `STEP.damaged`, and the newest good one serves. (Orbax itself restores flipped bits without an error, and its
 finalization callback runs before its last files are written.)
+
+In an object store nothing is renamed: `tmp-STEP` is a note that STEP is on its way, files are sent there from a local folder,
+the manifest last, and then the note goes. A STEP without manifest beside its note is an unfinished save.
+
+In a run of several processes the primary alone writes and reads, and the others are told.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +23,15 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit.errors import UserError
-
-MANIFEST = "manifest.json"
+from vit.training import storage
+from vit.training.hosts import array_from_primary, from_primary, primary
+from vit.training.sharding import collect, distribute
+from vit.training.storage import MANIFEST
 
 
 class Damaged(Exception):
@@ -47,15 +54,25 @@ class Checkpoints:
       keep: how many of the newest stay, beside the best by validation.
     """
 
-    def __init__(self, folder: Path, keep: int = 3):
-        self.folder, self.keep = folder.absolute(), keep
-        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    def __init__(self, folder: Any, keep: int = 3):
+        self.remote = storage.is_remote(folder)
+        self.folder, self.keep = folder if self.remote else folder.absolute(), keep
+        self._staging = Path(tempfile.mkdtemp(prefix="vit-")) if self.remote else self.folder
+        alone = {jax.process_index()}
+        options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes=alone)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
+        )
         self._thread = ThreadPoolExecutor(1, "save")
         self._saving: Future[None] | None = None
 
     def steps(self) -> list[int]:
         """Steps that have a committed folder, ascending (not yet proven whole)."""
-        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdecimal() and str(int(p.name)) == p.name)
+        names = {p.name for p in self.folder.iterdir()} if self.folder.exists() else set()
+        return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n and not self._on_its_way(n, names))
+
+    def _on_its_way(self, name: str, names: set[str]) -> bool:
+        return self.remote and f"tmp-{name}" in names and not (self.folder / name / MANIFEST).exists()
 
     # ---- saving ----
 
@@ -65,17 +82,19 @@ class Checkpoints:
         Raises `UserError`, here or in `check` or `wait`, if it or an earlier save failed.
         """
         self.wait()
+        if not _all_finite(state):
+            raise FloatingPointError(f"the state of step {step} is not finite and was not saved")
+        # Copied at once: the next step reuses this memory.
+        state = collect(state)
+        if not primary():
+            return
         if step in self.steps():
             with contextlib.suppress(Damaged):
                 if self.verify(step)["scores"] == meta["scores"]:
                     return
-        if not _all_finite(state):
-            raise FloatingPointError(f"the state of step {step} is not finite and was not saved")
-        temporary = self.folder / f"tmp-{step}"
+        temporary = self._staging / f"tmp-{step}"
         with _failing_as_user_error(step, self.folder):
             temporary.mkdir(parents=True)
-            # On the CPU Orbax would write from memory that the next step reuses.
-            state = jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
             self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))
         self._saving = self._thread.submit(self._commit, step, meta)
 
@@ -91,30 +110,51 @@ class Checkpoints:
             saving.result()
 
     def _commit(self, step: int, meta: dict[str, Any]) -> None:
-        temporary = self.folder / f"tmp-{step}"
+        temporary, target, old = self._staging / f"tmp-{step}", self.folder / str(step), self.folder / f"old-{step}"
         with _failing_as_user_error(step, self.folder):
             self._orbax.wait_until_finished()
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-            files = {str(p.relative_to(temporary)): _digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+            files = {name: storage.digest(temporary / name) for name in storage.files(temporary)}
             (temporary / MANIFEST).write_text(_manifest_text(step, files))
-            for path in [*temporary.rglob("*"), temporary]:
-                _sync(path)
-            if step in self.steps():  # `recover` brings it back if we are killed before the next rename
-                (self.folder / str(step)).rename(self.folder / f"old-{step}")
-            temporary.rename(self.folder / str(step))
-            _sync(self.folder)
-            shutil.rmtree(self.folder / f"old-{step}", ignore_errors=True)
+            storage.sync(temporary)
+            if step in self.steps():  # `recover` brings it back if we are killed before the next one is there
+                storage.move(target, old)
+            with self._noted(step):
+                storage.move(temporary, target)
+            if not self.remote:
+                storage.sync_one(self.folder)
+            if old.exists():
+                storage.remove(old)
             steps = self.steps()
-            for old in set(steps) - {*steps[-self.keep :], best_step(meta["scores"], steps)}:
-                leaving = self.folder / f"tmp-{old}"  # a kill half-way then leaves nothing that looks damaged
-                (self.folder / str(old)).rename(leaving)
-                shutil.rmtree(leaving)
+            for leaving in set(steps) - {*steps[-self.keep :], best_step(meta["scores"], steps)}:
+                self._discard(leaving)
+
+    @contextlib.contextmanager
+    def _noted(self, step: int) -> Iterator[None]:
+        """In an object store, a note that STEP is coming or going: until it is removed, STEP may lack files."""
+        note = self.folder / f"tmp-{step}" / "note"
+        if self.remote:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text("this checkpoint is being written or removed")
+        yield
+        if self.remote:
+            note.parent.rmtree()
+
+    def _discard(self, step: int) -> None:
+        """Remove a checkpoint so that a kill half-way leaves nothing that looks damaged."""
+        with self._noted(step):
+            if not self.remote:
+                (self.folder / str(step)).rename(self.folder / f"tmp-{step}")
+            storage.remove(self.folder / (str(step) if self.remote else f"tmp-{step}"))
 
     def recover(self) -> None:
         """Bring back a checkpoint that was about to be replaced when the process was killed. For the trainer only."""
-        for old in self.folder.glob("old-*"):
-            if not (self.folder / old.name[4:]).exists():
-                old.rename(self.folder / old.name[4:])
+        for old in self.folder.glob("old-*") if primary() else ():
+            target = self.folder / old.name[4:]
+            if self.remote and target.exists() and not (target / MANIFEST).exists():
+                target.rmtree()
+            if not target.exists() and (old / MANIFEST).exists():
+                storage.move(old, target)
 
     # ---- restoring ----
 
@@ -131,7 +171,7 @@ class Checkpoints:
             raise Damaged(f"{MANIFEST} was changed")
         for name, digest in files.items():
             try:
-                same = _digest(folder / name) == digest
+                same = storage.digest(folder / name) == digest
             except OSError as error:
                 raise Damaged(f"{name} can't be read ({type(error).__name__})") from error
             if not same:
@@ -143,7 +183,11 @@ class Checkpoints:
 
         Raises `UserError` if there are only damaged ones.
         """
-        damaged = {}
+        found = from_primary(self._newest)
+        return Found(found[0], found[1], {int(step): what for step, what in found[2].items()}) if found else None
+
+    def _newest(self) -> Found | None:
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
                 return Found(step, self.verify(step), damaged)
@@ -158,31 +202,48 @@ class Checkpoints:
 
     def sweep(self, damaged: dict[int, str]) -> list[str]:
         """Remove unfinished saves and put damaged checkpoints aside; a line on each of those."""
+        if not primary():
+            return []
         for unfinished in [*self.folder.glob("tmp-*"), *self.folder.glob("old-*")]:
-            shutil.rmtree(unfinished)
+            half = self.folder / unfinished.name[4:]
+            if self.remote and half.exists() and not (half / MANIFEST).exists():
+                half.rmtree()
+            storage.remove(unfinished)
         lines = []
         for step, damage in damaged.items():
             free = (f"{step}.damaged{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 1000))])
             name = next(name for name in free if not (self.folder / name).exists())
-            (self.folder / str(step)).rename(self.folder / name)
+            storage.move(self.folder / str(step), self.folder / name)
             lines.append(f"checkpoint {step} is damaged ({damage}): kept aside as {self.folder.name}/{name}")
         return lines
 
-    def restore(self, step: int, like: Any, sharding: jax.sharding.Sharding) -> Any:
-        """The state saved at `step`, placed by `sharding`; `like` gives its structure and shapes."""
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        restored = self._orbax.restore(self.folder / str(step) / "state", args=ocp.args.StandardRestore(_by_path(wanted)))
-        flat = flatten_dict(restored, sep="/")
-        return jax.tree_util.tree_map_with_path(lambda path, _: flat[_path(path)], like)
+    def restore(self, step: int, like: Any) -> Any:
+        """The state saved at `step`; `like`, arrays or shapes with a sharding, says where it lives."""
+        saved = self._arrays(step)
+        return distribute(jax.tree_util.tree_map_with_path(lambda path, _: saved[_path(path)], like), like)
 
-    def params(self, step: int) -> dict[str, Any]:
+    def params(self, step: int) -> dict[str, np.ndarray]:
         """The parameters that are evaluated (the moving average where there is one), by path."""
-        path = self.folder / str(step) / "state"
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not the devices that it was saved on
-        saved = cast(Any, self._orbax.metadata(path).item_metadata).tree
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
-        restored = self._orbax.restore(path, args=ocp.args.StandardRestore(wanted))
-        return flatten_dict(restored.get("ema", restored["params"]), sep="/")
+        saved = self._arrays(step)
+        kind = "ema/" if any(path.startswith("ema/") for path in saved) else "params/"
+        return {path.removeprefix(kind): x for path, x in saved.items() if path.startswith(kind)}
+
+    def _arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Every saved array by path: the primary reads, the others are told."""
+        read = self._read(step) if primary() else {}
+        shapes = from_primary(lambda: {path: (x.shape, x.dtype.name) for path, x in read.items()})
+        return {path: array_from_primary(read.get(path, np.zeros(*shape))) for path, shape in shapes.items()}
+
+    def _read(self, step: int) -> dict[str, np.ndarray]:
+        folder = self.folder / str(step)
+        with tempfile.TemporaryDirectory(prefix="vit-") as here:
+            if self.remote:
+                storage.copy(folder, Path(here))
+                folder = Path(here)
+            saved = cast(Any, self._orbax.metadata(folder / "state").item_metadata).tree
+            wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
+            restored: Any = self._orbax.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+            return cast(dict[str, np.ndarray], flatten_dict(restored, sep="/"))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -190,6 +251,8 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()  # after the last save
         self._orbax.close()
+        if self.remote:
+            shutil.rmtree(self._staging)
 
 
 def best_step(scores: dict[str, list[float]], steps: list[int]) -> int | None:
@@ -211,19 +274,6 @@ def _path(path: Any) -> str:
 def _manifest_text(step: int, files: dict[str, str]) -> str:
     """The one way to write a manifest, so that a changed byte of it shows too."""
     return json.dumps({"step": step, "sha256 of": "every file below this folder", "files": files}, indent=1)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

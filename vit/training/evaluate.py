@@ -12,11 +12,11 @@ from vit.config import Config, from_json
 from vit.data.augment import make_prepare
 from vit.data.batches import once
 from vit.data.sources import describe, open_source
-from vit.errors import UserError
+from vit.errors import Stopped, UserError
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints, Damaged, best_step
 from vit.training.log import track
-from vit.training.sharding import make_mesh, place, replicated
+from vit.training.sharding import anywhere, collect, distribute, make_mesh, place, replicated
 from vit.training.state import make_eval_step
 from vit.training.stop import Stop
 
@@ -73,16 +73,22 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     mesh = make_mesh()
     size = -(-config.batch_size // mesh.size) * mesh.size  # the devices here may be others than in training
     eval_step = make_eval_step(model.task, make_prepare(config.data, config.augment))
-    params = jax.device_put(model.params, replicated(mesh))
+    everywhere = replicated(mesh)
+    like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for path, x in model.params.items()}
+    params = distribute(model.params, like)
     batches = once(source, size, (jax.process_index(), jax.process_count()))
     batches = track(batches, -(-len(source) // size), f"evaluating {split}")
 
-    def check() -> None:
-        stop.check("stopped before the evaluation was done; run the same command to do it again")
-
-    figures, examples = evaluate(model.task, eval_step, params, batches, mesh, check)
+    message = "stopped before the evaluation was done; run the same command to do it again"
+    figures, examples = evaluate(model.task, eval_step, params, batches, mesh, lambda: check_stop(stop, mesh, message))
     task = type(model.task).__name__.lower()
     return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples
+
+
+def check_stop(stop: Stop, mesh: Mesh, message: str) -> None:
+    """Raise `Stopped` in all processes if one of them was asked to stop."""
+    if bool(anywhere(stop.asked.is_set(), mesh)):
+        raise Stopped(message)
 
 
 def _named(checkpoints: Checkpoints, name: str, good: int) -> tuple[int, dict[str, Any]]:
@@ -106,16 +112,18 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The task's figures, and per example: `outputs`, `label`, `id`.
 
-    Padding (mask False) is dropped before anything is counted. `check` is called between batches and may raise.
+    Padding (mask False) is dropped before anything is counted. `check` is called between batches and may raise. In a run
+    of several processes each gives its part of the batches, and all get the figures and examples of the whole.
     """
     sums: dict[str, np.ndarray] = {}
     kept: dict[str, list[np.ndarray]] = {"outputs": [], "label": [], "id": []}
     for batch in batches:
         check()
-        real = batch["mask"]
-        outputs = np.asarray(eval_step(params, place(batch, mesh)))[real]
-        for name, x in task.metrics(outputs, batch["label"][real]).items():
+        placed = place(batch, mesh)
+        seen = collect({"outputs": eval_step(params, placed), **{name: placed[name] for name in ("label", "id", "mask")}})
+        real = seen.pop("mask")
+        for name, x in seen.items():
+            kept[name].append(x[real])
+        for name, x in task.metrics(seen["outputs"][real], seen["label"][real]).items():
             sums[name] = sums.get(name, 0) + x
-        for name, x in (("outputs", outputs), ("label", batch["label"][real]), ("id", batch["id"][real])):
-            kept[name].append(x)
     return task.summary(sums), {name: np.concatenate(parts) for name, parts in kept.items()}

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import math
-import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,45 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a kill leaves the old or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+from vit.training.hosts import primary
+from vit.training.storage import is_remote, write_atomically
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a kill cut short is left out."""
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int) and "split" in row:
                 rows.append(row)
     return rows
+
+
+@dataclass
+class Meter:
+    """What the updates since the last line of the log amount to."""
+
+    images: int = 0
+    waited: float = 0.0
+    begin: float = field(default_factory=time.perf_counter)
+    seen: list[dict[str, float]] = field(default_factory=list)
+
+    def speed(self) -> dict[str, float]:
+        """Images a second, and the share of time in which the host waited for data."""
+        elapsed = max(time.perf_counter() - self.begin, 1e-9)
+        return {"images_per_s": self.images / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+
+    def figures(self) -> dict[str, float]:
+        """Means over the updates made; the learning rate is the last."""
+        if not self.seen:
+            return {}
+        means = {}
+        for name in ("loss", "grad_norm"):
+            finite = [m[name] for m in self.seen if math.isfinite(m[name])]
+            means[name] = sum(finite) / len(finite) if finite else math.nan
+        speed = self.speed() if self.images else {"images_per_s": math.nan, "data_wait": math.nan}
+        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **speed}
 
 
 class Log:
@@ -48,18 +72,19 @@ class Log:
     """
 
     def __init__(self, workdir: Path, step: int, steps: int):
-        self.primary = jax.process_index() == 0
-        self.console = Console(quiet=not self.primary, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not primary(), highlight=False, soft_wrap=True)
         self.steps, self.best = steps, ""
         self.bar: Progress | None = None
-        if self.primary:
+        if primary():
             from tensorboardX import SummaryWriter
 
-            path = workdir / "metrics.jsonl"
-            kept = [row for row in read_metrics(path) if row["step"] <= step]
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-            self.file = path.open("a")
-            self.events = SummaryWriter(str(workdir), purge_step=step + 1)
+            self.workdir = workdir
+            # Nothing can be appended to a file in an object store: write here and send it there now and then.
+            self.here = Path(tempfile.mkdtemp(prefix="vit-")) if is_remote(workdir) else workdir
+            kept = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= step]
+            write_atomically(self.here / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+            self.file = (self.here / "metrics.jsonl").open("a")
+            self.events = SummaryWriter(str(self.here), purge_step=step + 1)
 
     def say(self, message: str) -> None:
         """A line on the console."""
@@ -67,7 +92,7 @@ class Log:
 
     def metrics(self, step: int, split: str, figures: dict[str, Any]) -> None:
         """A line in metrics.jsonl and points in TensorBoard. What isn't finite becomes null."""
-        if not self.primary:
+        if not primary():
             return
         row = {"step": step, "split": split, **{name: _plain(x) for name, x in figures.items()}}
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -75,6 +100,13 @@ class Log:
         for name, x in row.items():
             if isinstance(x, float) and name != "step":
                 self.events.add_scalar(f"{split}/{name}", x, step)
+
+    def flush(self) -> None:
+        """What was logged is where the run is, so that it outlives this machine."""
+        if primary() and self.here != self.workdir:
+            self.events.flush()
+            for path in self.here.iterdir():
+                write_atomically(self.workdir / path.name, path.read_bytes())
 
     def progress(self, step: int, images_per_s: float, data_wait: float) -> None:
         """Move the bar. Off a terminal there's no bar; the lines at each evaluation tell how far it is."""
@@ -94,9 +126,12 @@ class Log:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        if self.primary:
+        if primary():
             self.file.close()
             self.events.close()
+            self.flush()
+            if self.here != self.workdir:
+                shutil.rmtree(self.here)
 
 
 def matmul_speed() -> float:
@@ -114,7 +149,7 @@ def matmul_speed() -> float:
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     """The items, under a progress bar once they take over two seconds."""
-    console = Console(stderr=True, quiet=jax.process_index() != 0)
+    console = Console(stderr=True, quiet=not primary())
     begin = time.monotonic()
     columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

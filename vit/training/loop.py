@@ -1,14 +1,12 @@
 """The loop: what happens after so many updates, signals, updates that failed, and going back."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,9 +14,9 @@ from vit.config import Config
 from vit.data.batches import Batches
 from vit.errors import Stopped, UserError
 from vit.training.checkpoint import Checkpoints
-from vit.training.log import Log
+from vit.training.log import Log, Meter
 from vit.training.optim import image_size
-from vit.training.sharding import place, replicated
+from vit.training.sharding import anywhere, distribute, place
 from vit.training.state import State
 from vit.training.stop import Stop
 
@@ -29,32 +27,6 @@ ROLL_BACKS = 3  # then give up
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many updates happens after update `step`."""
     return step > 0 and step % every == 0
-
-
-@dataclass
-class Meter:
-    """What the updates since the last line of the log amount to."""
-
-    images: int = 0
-    waited: float = 0.0
-    begin: float = field(default_factory=time.perf_counter)
-    seen: list[dict[str, float]] = field(default_factory=list)
-
-    def speed(self) -> dict[str, float]:
-        """Images a second, and the share of time in which the host waited for data."""
-        elapsed = max(time.perf_counter() - self.begin, 1e-9)
-        return {"images_per_s": self.images / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
-
-    def figures(self) -> dict[str, float]:
-        """Means over the updates made; the learning rate is the last."""
-        if not self.seen:
-            return {}
-        means = {}
-        for name in ("loss", "grad_norm"):
-            finite = [m[name] for m in self.seen if math.isfinite(m[name])]
-            means[name] = sum(finite) / len(finite) if finite else math.nan
-        speed = self.speed() if self.images else {"images_per_s": math.nan, "data_wait": math.nan}
-        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **speed}
 
 
 @dataclass
@@ -88,7 +60,7 @@ class Loop:
         self.step = int(self.state["step"])
         self.stream = self._batches()
         self.meter = Meter()
-        self.compiling = True
+        self.compiling, self.told = True, False
         self.pending: deque[dict[str, jax.Array]] = deque()  # metrics of updates that the device may still be at
 
     def run(self) -> State:
@@ -115,7 +87,7 @@ class Loop:
             self.checkpoints.check()
             if last:
                 break
-            if self.stop.asked.is_set():
+            if self.told or (jax.process_count() == 1 and self.stop.asked.is_set()):
                 self.interrupted()
             if self.compiling:
                 self.log.say("compiling…")
@@ -138,7 +110,7 @@ class Loop:
             self.compiling = False
             self.log.say(f"first step after {time.perf_counter() - begin:.1f} s")
             self.meter = Meter()  # its speed leaves the compilation out
-        self.pending.append(metrics)
+        self.pending.append({**metrics, "stop": anywhere(self.stop.asked.is_set(), self.mesh)})
         if len(self.pending) > 1:
             self.look_at(self.pending.popleft())
 
@@ -152,6 +124,7 @@ class Loop:
     def look_at(self, metrics: dict[str, jax.Array]) -> None:
         """Note an update's metrics; after three bad ones in a row, roll back."""
         seen = {name: float(x) for name, x in metrics.items()}
+        self.told |= jax.process_count() > 1 and bool(seen["stop"])  # all see it after the same update
         self.meter.seen.append(seen)
         done = self.step - len(self.pending)
         self.log.progress(done, **self.meter.speed())
@@ -171,10 +144,9 @@ class Loop:
             raise UserError(what, f"{self.config.workdir}, step {bad}", fix)
         offset = int(self.state["offset"]) + bad - found.step
         skipped = int(self.state["skipped"])
-        state = self.checkpoints.restore(found.step, jax.eval_shape(lambda: self.state), replicated(self.mesh))
         changed = {"offset": offset, "skipped": skipped, "streak": 0, "rollbacks": count}
-        state |= {name: jnp.asarray(x, jnp.int32) for name, x in changed.items()}
-        self.state, self.step = jax.device_put(state, replicated(self.mesh)), found.step
+        changed = {name: distribute(np.int32(x), self.state[name]) for name, x in changed.items()}
+        self.state, self.step = self.checkpoints.restore(found.step, self.state) | changed, found.step
         self.pending.clear()
         self.stream = self._batches()
         self.meta["scores"] = {s: score for s, score in self.meta["scores"].items() if int(s) <= self.step}
@@ -211,6 +183,7 @@ class Loop:
 
     def save(self) -> None:
         """Save the state of now in the background."""
+        self.log.flush()
         meta = {**self.meta, "step": self.step, "scores": dict(self.meta["scores"])}
         self.checkpoints.save(self.step, self.state, meta)
 
@@ -219,4 +192,4 @@ class Loop:
         self.settle()
         self.save()
         self.checkpoints.wait()
-        self.stop.check(f"stopped at step {self.step} and saved; run the same command to go on")
+        raise Stopped(f"stopped at step {self.step} and saved; run the same command to go on")

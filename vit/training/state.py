@@ -36,10 +36,11 @@ def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
 
 
-def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | None = None) -> Callable[..., Any]:
     """One update: (state, batch) → (state, metrics), jitted; the old state's memory is reused.
 
-    A third argument is the side in pixels that the images are shrunk to, 0 for none; each side is compiled once.
+    A third argument is the side in pixels that the images are shrunk to, 0 for none; each side is compiled once. The new
+    state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
@@ -90,7 +91,8 @@ def make_train_step(task: Any, prepare: Prepare, config: Config) -> Callable[[St
         }
         return {**new, **counters}, {"loss": loss, "grad_norm": norm, "lr": lr, "streak": counters["streak"]}
 
-    return jax.jit(train_step, donate_argnums=0, static_argnames="size")
+    located = (jax.tree.map(lambda x: x.sharding, like), None) if like else None
+    return jax.jit(train_step, donate_argnums=0, static_argnames="size", out_shardings=located)
 
 
 def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 
-from vit.errors import STOPPED, Stopped
+from vit.errors import STOPPED
 
 
 class Stop:
@@ -39,8 +39,3 @@ class Stop:
                     if time.monotonic() - first > 0.3:
                         os._exit(STOPPED)  # finished checkpoints are safe, an unfinished one is cleaned away
                 self.asked.set()
-
-    def check(self, message: str) -> None:
-        """Raise `Stopped` if somebody asked."""
-        if self.asked.is_set():
-            raise Stopped(message)

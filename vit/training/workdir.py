@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import vit
-from vit.config import Config, differences, fields, flag, from_json, to_json
+from vit.config import Config, differences, fields, from_json, to_json
 from vit.errors import UserError
+from vit.limits import flag
 from vit.training.checkpoint import Found
-from vit.training.log import read_metrics, write_atomically
+from vit.training.hosts import primary
+from vit.training.log import read_metrics
+from vit.training.storage import is_remote, write_atomically
 
 
 @contextlib.contextmanager
@@ -20,17 +23,22 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises `UserError` if it can't be written to or another process trains there.
     """
+    if not primary():
+        yield
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
+        # An object store has no locks that a killed process lets go.
+        opened = contextlib.nullcontext() if is_remote(path) else (path / ".lock").open("a")
     except OSError as error:
         raise UserError(f"the run's folder can't be written: {error.strerror}", str(path), "give another --workdir") from error
-    with lock:
+    with opened as lock:
         with contextlib.suppress(ImportError):  # there is no fcntl on Windows
             import fcntl
 
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 what = "another process is training in this folder"
                 raise UserError(what, str(path), "wait for it or stop it, or give another --workdir") from error
@@ -59,7 +67,8 @@ def check_resumable(config: Config, workdir: Path, found: Found | None) -> None:
 
 def write_config(workdir: Path, config: Config) -> None:
     """`config.json`, for people; a resume reads the configuration from its checkpoint."""
-    write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
+    if primary():
+        write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:
