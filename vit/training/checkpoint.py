@@ -68,8 +68,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a committed folder, ascending (not yet proven whole)."""
-        names = {p.name for p in self.folder.iterdir()} if self.folder.exists() else set()
+        names = set(self._names())
         return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n and not self._on_its_way(n, names))
+
+    def _names(self, prefix: str = "") -> list[str]:
+        names = [p.name for p in self.folder.iterdir()] if self.folder.exists() else []
+        return sorted(name for name in names if name.startswith(prefix))
 
     def _on_its_way(self, name: str, names: set[str]) -> bool:
         return self.remote and f"tmp-{name}" in names and not (self.folder / name / MANIFEST).exists()
@@ -149,8 +153,8 @@ class Checkpoints:
 
     def recover(self) -> None:
         """Bring back a checkpoint that was about to be replaced when the process was killed. For the trainer only."""
-        for old in self.folder.glob("old-*") if primary() else ():
-            target = self.folder / old.name[4:]
+        for name in self._names("old-") if primary() else ():
+            old, target = self.folder / name, self.folder / name[4:]
             if self.remote and target.exists() and not (target / MANIFEST).exists():
                 target.rmtree()
             if not target.exists() and (old / MANIFEST).exists():
@@ -194,7 +198,7 @@ class Checkpoints:
             except Damaged as damage:
                 if (self.folder / str(step)).exists():  # or a trainer thinned it out just now
                     damaged[step] = str(damage)
-        bad = [f"{step} ({damage})" for step, damage in damaged.items()] + [p.name for p in self.folder.glob("*.damaged*")]
+        bad = [f"{step} ({damage})" for step, damage in damaged.items()] + [n for n in self._names() if ".damaged" in n]
         if bad:
             what = f"no checkpoint of this run is whole: {', '.join(bad)}"
             raise UserError(what, str(self.folder), "bring back a backup of one, or start anew in another --workdir")
@@ -204,11 +208,11 @@ class Checkpoints:
         """Remove unfinished saves and put damaged checkpoints aside; a line on each of those."""
         if not primary():
             return []
-        for unfinished in [*self.folder.glob("tmp-*"), *self.folder.glob("old-*")]:
-            half = self.folder / unfinished.name[4:]
+        for unfinished in [*self._names("tmp-"), *self._names("old-")]:
+            half = self.folder / unfinished[4:]
             if self.remote and half.exists() and not (half / MANIFEST).exists():
                 half.rmtree()
-            storage.remove(unfinished)
+            storage.remove(self.folder / unfinished)
         lines = []
         for step, damage in damaged.items():
             free = (f"{step}.damaged{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 1000))])
