@@ -9,7 +9,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vit.errors import UserError
-from vit.report.page import HEADLINES, PICTURES, PLAIN, document, figure, folded, read, section, shown, state, table, text
+from vit.report.page import (
+    HEADLINES,
+    PICTURES,
+    PLAIN,
+    document,
+    figure,
+    folded,
+    read,
+    section,
+    shown,
+    state,
+    table,
+    text,
+    title,
+)
 from vit.training.storage import write_atomically
 
 Rows = Mapping[int, Mapping[str, Any]]
@@ -28,10 +42,11 @@ def compare(folders: Sequence[Any], out: Path) -> None:
     body.append(section("Figures", table(["", *names], figures)))
     body.append(section("Settings that differ", table(["setting", *names], differing)))
     curves = overlaid_curves({run.name: (run.split("train"), run.split("val")) for run in runs})
-    body.append(section("Curves", figure("curves", curves, "Loss and validation score of each run.") if curves else ""))
+    body.append(section("Curves", figure("curves.png", curves, "Loss and validation score of each run.") if curves else ""))
     for name in [name for name in PICTURES if name != "curves.png"]:
         beside = [figure(name, run.pictures[name], run.name) for run in runs if name in run.pictures]
-        body.append(section(PICTURES[name], f'<div class="pictures">{"".join(beside)}</div>' if beside else ""))
+        said = f'<p class="soft">{text(PICTURES[name])}</p>'
+        body.append(section(title(name), f'{said}<div class="pictures">{"".join(beside)}</div>' if beside else ""))
     body.append(folded("Settings that are the same", table(["setting", "value"], equal)))
     try:
         write_atomically(out, document(" and ".join(names), body))
@@ -49,12 +64,12 @@ def overlaid_curves(runs: Mapping[str, tuple[Rows, Rows]]) -> bytes:
         *[(key, 1, f"validation {key}") for key in scores[:1]],
     ]
     drawn = Figure((4.2 * len(panels), 3.6), layout="constrained")
-    for ax, (key, part, title) in zip(drawn.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+    for ax, (key, part, heading) in zip(drawn.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         for name, rows in runs.items():
             points = [(step, row[key]) for step, row in sorted(rows[part].items()) if row.get(key) is not None]
             if points:
                 ax.plot(*zip(*points, strict=True), label=name.replace("$", r"\$"), marker="." if len(points) < 40 else None)
-        ax.set(title=title, xlabel="step")
+        ax.set(title=heading, xlabel="step")
         ax.grid(alpha=0.25)
     lines, names = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(lines, names, loc="outside lower center", frameon=False, ncols=max(1, 3 if len(names) > 2 else len(names)))

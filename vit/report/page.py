@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ PICTURES = {
     "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels.",
     "labels.png": "How many examples there are of each class.",
 }
+WIDE = {"curves.png", "attention.png"}
 HEADLINES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "miou": "mIoU", "ap50": "AP50"}
 PLAIN = {"nll": "negative log-likelihood", "ece": "calibration error", "loss": "loss"}
 
@@ -37,14 +39,15 @@ STYLE = """
   :root { --ink: #e6e6e6; --soft: #a0a0a0; --line: #3a3d42; --card: #22252a; --page: #16181c; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); font-size: .9rem; } .warn { color: #c2410c; }
 .cards { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; }
 .card { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; } .card b { display: block; font-size: 1.4rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; }
 img { display: block; max-width: 100%; max-height: 90vh; margin: 0 auto; background: #fff; border-radius: .4rem; }
+.span { grid-column: 1 / -1; } .span img { min-width: 44rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td { overflow-wrap: anywhere; }
@@ -94,7 +97,7 @@ def read(folder: Any) -> Run:
     last = [row for row in rows if row["split"] == "val"][-1:]
     try:
         classes = class_table(folder / "predictions.npz", list(figures.get("per_class_accuracy", {})))
-    except (OSError, ValueError, KeyError, IndexError, EOFError):
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         unreadable.append("predictions.npz")
         classes = []
     if not classes:
@@ -201,8 +204,14 @@ def text(value: Any) -> str:
 def figure(name: str, png: bytes, caption: str = "") -> str:
     """A picture, inside the page."""
     caption, data = caption or PICTURES[name], base64.b64encode(png).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{text(name.removesuffix(".png").replace("_", " "))}">'
-    return f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>"
+    image = f'<img src="data:image/png;base64,{data}" alt="{text(title(name))}">'
+    span = ' class="span"' if name in WIDE else ""  # on a phone these scroll instead of shrinking
+    return f'<figure{span}><div class="wide">{image}</div><figcaption>{text(caption)}</figcaption></figure>'
+
+
+def title(name: str) -> str:
+    """`top_losses.png` → Top losses."""
+    return name.removesuffix(".png").replace("_", " ").capitalize()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -226,18 +235,18 @@ def cell(x: Any) -> str:
     return f"{x:.1%}" if isinstance(x, float) else f"{x:,}" if isinstance(x, int) else text(x)
 
 
-def section(title: str, content: str) -> str:
+def section(heading: str, content: str) -> str:
     """A headed part of the page; nothing without content."""
-    return f"<section><h2>{text(title)}</h2>{content}</section>" if content else ""
+    return f"<section><h2>{text(heading)}</h2>{content}</section>" if content else ""
 
 
-def folded(title: str, content: str) -> str:
+def folded(heading: str, content: str) -> str:
     """A part that opens on a click."""
-    return f"<details><summary>{text(title)}</summary>{content}</details>" if content else ""
+    return f"<details><summary>{text(heading)}</summary>{content}</details>" if content else ""
 
 
-def document(title: str, body: Sequence[str]) -> str:
+def document(heading: str, body: Sequence[str]) -> str:
     """The whole page."""
     phone = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f'<head><meta charset="utf-8">{phone}<title>{text(title)}</title><style>{STYLE}</style></head>'
+    head = f'<head><meta charset="utf-8">{phone}<title>{text(heading)}</title><style>{STYLE}</style></head>'
     return "\n".join(["<!doctype html>", f'<html lang="en">{head}<body>', *body, "</body></html>", ""])
