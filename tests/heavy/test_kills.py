@@ -66,17 +66,16 @@ def whole(tmp_path_factory):
     return workdir, time.monotonic() - begin
 
 
-@pytest.mark.parametrize("kind", ["kill -9", "SIGTERM", "both"])
-def test_stopped_again_and_again(whole, tmp_path, kind):
+def test_stopped_at_random(whole, tmp_path):
     undisturbed, seconds = whole
-    rng, stops, rounds = random.Random(kind), 0, 0
-    print(f"\n{kind}:", end=" ")
+    rng, stops, rounds = random.Random(0), 0, 0
+    print()
     while stops < STOPS:  # a round is one run from the start to the end, with as many stops as it meets
         rounds += 1
         workdir, code = tmp_path / str(rounds), None
         while code != 0:
             process = start("train.py", *COMMAND, f"--workdir={workdir}")
-            number = signal.SIGKILL if kind == "kill -9" or (kind == "both" and rng.random() < 0.5) else signal.SIGTERM
+            number = signal.SIGKILL if rng.random() < 0.7 else signal.SIGTERM
             if stops < STOPS:
                 try:
                     process.wait(timeout=rng.uniform(0.3, 0.9 * seconds))
