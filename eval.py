@@ -3,7 +3,7 @@
     uv run eval.py --workdir runs/digits-s0
     uv run eval.py --workdir runs/digits-s0 --split val --checkpoint best
 
-Prints a table and writes eval.json, predictions.npz and confusion.png into the run's folder.
+Prints a table and writes eval.json, predictions.npz and pictures into the run's folder.
 """
 
 import sys
@@ -42,8 +42,8 @@ def main(wanted: Evaluation, stop: Stop) -> None:
     for warning in model.warnings:
         print(f"warning: {warning}; step {model.step} is used", file=sys.stderr)
     split = splits(model.config.data)[-1] if wanted.split == "auto" else wanted.split
-    figures, examples = evaluate_split(model, split, stop)
-    results.write(run, model, figures, examples)
+    figures, examples, source = evaluate_split(model, split, stop)
+    results.write(run, model, figures, examples, source)
 
 
 if __name__ == "__main__":

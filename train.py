@@ -8,12 +8,13 @@ The same command again resumes where it was stopped. Exit codes: 0 done, 2 a mis
 what, where and how to mend it), 75 stopped by Ctrl-C or SIGTERM and saved.
 """
 
+import itertools
 import sys
 import time
 from pathlib import Path
 
 from vit.config import Config, to_json
-from vit.errors import told_to_the_user
+from vit.errors import Stopped, told_to_the_user
 from vit.flags import as_flags, parse_config
 from vit.training.stop import Stop
 
@@ -27,8 +28,8 @@ def main(config: Config, stop: Stop) -> None:
 
     from vit.data.augment import make_prepare, preprocessing
     from vit.data.batches import Batches, once
-    from vit.data.sources import describe, open_source, splits
-    from vit.report import pictures, results
+    from vit.data.sources import describe, labels, open_source, splits
+    from vit.report import attention, pictures, results
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
@@ -53,6 +54,7 @@ def main(config: Config, stop: Stop) -> None:
         found = checkpoints.newest()
         workdir.check_resumable(config, run, found)
         workdir.write_config(run, config)
+        workdir.write_environment(run, **workdir.machine())
         with Log(run, found.step if found else 0, config.steps) as log:
             for line in checkpoints.sweep(found.damaged if found else {}):
                 log.say(line)
@@ -74,11 +76,18 @@ def main(config: Config, stop: Stop) -> None:
             train_step, eval_step = make_train_step(task, prepare, config, like), make_eval_step(task, prepare)
             if not found and hosts.primary():
                 pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
+                most = 1_000 if config.data.stream else None  # a label is read with its image
+                found_labels = {name: labels(source, most) for name, source in (("train", train_source), ("val", val_source))}
+                pictures.labels(run / "labels.png", found_labels, task.class_names)
 
-            def validate(state: dict) -> dict:
-                split = once(val_source, config.batch_size, part)
-                check = lambda: evaluate.check_stop(stop, mesh, "stopped")  # noqa: E731
-                return evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)[0]
+            look, seen = attention.watch(task, prepare, val_source, mesh), {}
+
+            def validate(state: dict, batches: int | None = None) -> dict:
+                split = itertools.islice(once(val_source, config.batch_size, part), batches)
+                check = (lambda: None) if batches else (lambda: evaluate.check_stop(stop, mesh, "stopped"))
+                figures, examples = evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)
+                seen.update(step=int(state["step"]), figures=figures, examples=examples, attention=look(evaluated(state)))
+                return figures
 
             meta = {
                 "config": to_json(config),
@@ -91,19 +100,23 @@ def main(config: Config, stop: Stop) -> None:
             before, begin = matmul_speed(), time.perf_counter()
             try:
                 loop.run()
+            except Stopped:
+                if not seen and not loop.compiling:  # stopped before the first validation: a glimpse of it, for the pictures
+                    validate(loop.state, batches=1)
+                raise
             finally:
                 if hosts.primary():
-                    pictures.curves(run)
-            seconds = time.perf_counter() - begin
-            speeds = f"{before:.0f} GFLOP/s before, {matmul_speed():.0f} after"
-            log.say(f"trained for {seconds:.0f} s; float32 matmul at {speeds}")
+                    results.training(run, task, val_source, seen, evaluated=(run / "eval.json").exists())
+            seconds, after = time.perf_counter() - begin, matmul_speed()
+            log.say(f"trained for {seconds:.0f} s; float32 matmul at {before:.0f} GFLOP/s before, {after:.0f} after")
+            workdir.write_environment(run, trained_s=round(seconds), matmul_gflops=f"{before:.0f} before, {after:.0f} after")
 
         # ---- how good: a split that nothing was chosen on, with what the last checkpoint holds ----
         model = evaluate.open_run(run, "last")
-        figures, examples = evaluate.evaluate_split(model, splits(config.data)[-1], stop)
+        figures, examples, source = evaluate.evaluate_split(model, splits(config.data)[-1], stop)
         if hosts.primary():
-            results.write(run, model, figures, examples)
-            print(f"the run is in {run}: eval.json, predictions.npz, curves.png, confusion.png, train_batch.png")
+            results.write(run, model, figures, examples, source)
+            print(f"the run is in {run}: look at {run / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -144,6 +144,12 @@ def open_source(config: DigitsData | TfdsData, split: str) -> Source:
     return Tfds(config, split) if isinstance(config, TfdsData) else Digits(split)
 
 
+def labels(source: Source, most: int | None = None) -> np.ndarray:
+    """The labels of all examples, or of `most`, evenly spread over the split."""
+    count = min(len(source), most or len(source))
+    return np.array([source[int(i)]["label"] for i in np.linspace(0, len(source) - 1, count)])
+
+
 def describe(source: Source) -> dict[str, Any]:
     """What a task and a checkpoint need to know of a data set."""
     height, width, channels = source[0]["image"].shape

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from vit.errors import UserError
+from vit.report import scores
+from vit.report.curves import HEADLINES
 from vit.training.log import read_metrics
 from vit.training.storage import write_atomically
 
@@ -30,7 +32,6 @@ PICTURES = {
     "labels.png": "How many examples there are of each class.",
 }
 WIDE = {"curves.png", "attention.png"}
-HEADLINES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "miou": "mIoU", "ap50": "AP50"}
 PLAIN = {"nll": "negative log-likelihood", "ece": "calibration error", "loss": "loss"}
 
 STYLE = """
@@ -134,14 +135,11 @@ def class_table(path: Any, names: Sequence[str]) -> list[list[Any]]:
         return []
     with np.load(io.BytesIO(path.read_bytes())) as saved:
         truth, guess = saved["labels"], saved["probabilities"].argmax(axis=1)
-    K = len(names)
-    matrix = np.bincount(truth * K + guess, minlength=K * K).reshape(K, K)
+    matrix = scores.confusion_matrix(truth, guess, len(names))
     rows = []
-    for k, name in enumerate(names):
-        count, said, hit = matrix[k].sum(), matrix[:, k].sum(), matrix[k, k]
-        wrong = np.where(np.arange(K) == k, 0, matrix[k])
-        mistaken = f"{names[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else ""
-        rows.append([name, int(count), hit / count if count else None, hit / said if said else None, mistaken])
+    for k, (count, *shares, other) in enumerate(zip(*scores.per_class(matrix), strict=True)):
+        known = [None if np.isnan(share) else float(share) for share in shares]
+        rows.append([names[k], int(count), *known, f"{names[other]} ({matrix[k, other]})" if other >= 0 else ""])
     return rows
 
 

@@ -1,94 +1,110 @@
-"""The pictures of a run. Only this room draws; everything else returns arrays."""
+"""Pictures of data and of single examples: the training batch, the splits' labels, predictions. Pure functions of arrays."""
 
-import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.training.log import read_metrics
+from vit.report.draw import BLUE, INK, ORANGE, grid, heading, save, show, text
 from vit.training.state import example_keys
-from vit.training.storage import write_atomically
 
-BLUE, ORANGE, INK = "#2563a8", "#d9730d", "#333333"
+MANY = 40  # classes; beyond that their names find no room
 
 
-def train_batch(path: Path, batches: Batches, prepare: Any, config: Config, class_names: Sequence[str]) -> None:
+def train_batch(path: Any, batches: Batches, prepare: Any, config: Config, class_names: Sequence[str]) -> None:
     """The first images of the first training batch, at most 64, as the model sees them: augmented, with their labels."""
     batch = next(batches.starting_at(0))
     keys = example_keys(config.seed, jnp.zeros((), jnp.int32), jnp.asarray(batch["id"]))
     seen = prepare({name: jnp.asarray(x) for name, x in batch.items()}, keys)
     images = np.asarray(to_pixels(seen["image"][:64], config.data))
-    titles = [class_names[int(label)] for label in batch["label"]]
+    titles = [text(class_names[int(label)], 13) for label in batch["label"]]
     if "partner" in seen:
-        others = (class_names[int(label)] for label in seen["partner"])
+        others = (text(class_names[int(label)], 13) for label in seen["partner"])
         mixed = zip(titles, others, np.asarray(seen["share"]), strict=True)
         titles = [f"{own} {share:.0%}\n{other}" for own, other, share in mixed]
-    columns = 8
-    rows = -(-len(images) // columns)
-    figure = Figure((columns * 1.1, rows * 1.25), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes:
-        ax.axis("off")
+    figure, axes = grid(len(images), 8, (1.1, 1.3 if "partner" in seen else 1.25))
+    size = 9 if "partner" not in seen and max(map(len, titles)) < 9 else 7
     for ax, image, title in zip(axes, images, titles, strict=False):
-        ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(title, fontsize=9 if "partner" not in seen else 7, color=INK, pad=2)
-    _save(figure, path)
+        show(ax, image)
+        ax.set_title(title, fontsize=size, color=INK, pad=2)
+    save(figure, path)
 
 
-def curves(run: Path) -> None:
-    """`curves.png`: loss, validation score and learning rate over the steps in metrics.jsonl."""
-    rows = read_metrics(run / "metrics.jsonl")
-    # A step that ran again after a roll-back counts as it went the last time.
-    train, val = ({r["step"]: r for r in rows if r["split"] == split} for split in ("train", "val"))
-    if not train and not val:
-        return
-    score = next((name for name in ("top1", "miou", "ap50") if any(name in r for r in val.values())), None)
-    panels = [("loss", "loss"), *([(score, f"validation {score}")] if score else []), ("lr", "learning rate")]
-    figure = Figure((4.2 * len(panels), 3.4), layout="constrained")
-    for ax, (name, title) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
-        for label, points, colour in (("train", train, BLUE), ("validation", val, ORANGE)):
-            known = [(step, row[name]) for step, row in sorted(points.items()) if row.get(name) is not None]
-            if known:
-                marker = "." if points is val and len(known) < 40 else None
-                ax.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker)
-        ax.set(title=title, xlabel="step")
-        ax.grid(alpha=0.25)
-        if name == "loss" and ax.lines:
-            ax.legend(frameon=False)
-            ax.set_yscale("log")
-        if name == score and val:
-            best_step, best = max(((s, r[name]) for s, r in val.items()), key=lambda point: point[1])
-            ax.set_title(f"{title}: best {best:.2%} at step {best_step:,}")
-    _save(figure, run / "curves.png")
-
-
-def confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """Confusion matrix: rows are the truth, columns the prediction; shades are shares of the row."""
+def labels(path: Any, labels_by_split: Mapping[str, Int[np.ndarray, "_"]], class_names: Sequence[str]) -> None:
+    """How many examples each split has of each class; beyond 40 classes, the counts in falling order."""
     K = len(class_names)
-    side = min(20.0, max(4.2, 0.5 * K + 1.5))
-    figure = Figure((side, side), layout="constrained")
-    ax = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if K <= 40:
-        ax.set_xticks(range(K), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
-        ax.set_yticks(range(K), class_names)
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            shade = "white" if shares[row, column] > 0.5 else INK
-            ax.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=shade, fontsize=8)
-    ax.set(title=title, xlabel="prediction", ylabel="truth")
-    _save(figure, path)
+    counts = {split: np.bincount(x, minlength=K) for split, x in labels_by_split.items()}
+    sideways = K > 12 or max(map(len, class_names)) > 4
+    bars = sideways and K <= MANY
+    size = (4.3 * len(counts), 1.5 + 0.22 * K if bars else 3.3)
+    figure = Figure(size, layout="constrained")
+    for ax, (split, count) in zip(figure.subplots(1, len(counts), squeeze=False).flat, counts.items(), strict=True):
+        _histogram(ax, count, class_names, sideways)
+        ax.set_title(f"{text(split)}: {count.sum():,} examples\n{extremes(count, class_names)}", fontsize=9, color=INK)
+        ax.grid(alpha=0.25, axis="x" if bars else "y")
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    write_atomically(path, png.getvalue())
+def _histogram(ax: Axes, count: Int[np.ndarray, "K"], class_names: Sequence[str], sideways: bool) -> None:
+    K, names = len(count), [text(name, 22) for name in class_names]
+    ax.set_axisbelow(True)
+    if K > MANY:
+        ax.fill_between(np.arange(1, K + 1), np.sort(count)[::-1], step="mid", color=BLUE, alpha=0.8)
+        ax.set(xlabel="classes, the most frequent first", ylabel="examples", xlim=(1, K), ylim=(0, max(1, count.max()) * 1.05))
+    elif sideways:
+        ax.barh(range(K), count, color=BLUE)
+        ax.set_yticks(range(K), names, fontsize=8)
+        ax.set(xlabel="examples", ylim=(K - 0.4, -0.6))
+    else:
+        ax.bar(range(K), count, color=BLUE)
+        ax.set_xticks(range(K), names)
+        ax.set(ylabel="examples")
+
+
+def extremes(count: Int[np.ndarray, "K"], class_names: Sequence[str]) -> str:
+    """The rarest and the most frequent class in words, and how many classes have no example."""
+
+    def told(n: int) -> str:
+        those = np.flatnonzero(count == n)
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        return f"“{text(class_names[those[0]], 16)}”{more}: {n:,}"
+
+    present = count[count > 0]
+    if not len(present):
+        return "no examples"
+    absent = int((count == 0).sum())
+    if present.min() == present.max():
+        words = f"{present.max():,} of each class"
+    else:
+        words = f"rarest {told(present.min())}\nmost frequent {told(present.max())}"
+    return words + (f"; {absent:,} {'class has' if absent == 1 else 'classes have'} none" if absent else "")
+
+
+def predictions(
+    path: Any,
+    images: Sequence[UInt8[np.ndarray, "H W C"]],
+    truth: Int[np.ndarray, "B"],
+    probabilities: Float[np.ndarray, "B K"],
+    class_names: Sequence[str],
+    title: str,
+    losses: Float[np.ndarray, "B"] | None = None,
+) -> None:
+    """Images with their true class, below it the predicted one (✓: the same) and its probability; and losses, if given."""
+    figure, axes = grid(len(images), 6, (1.45, 1.78 if losses is None else 1.9), 0.6)
+    best = probabilities.argmax(axis=1)
+    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
+        show(ax, image)
+        own, guess, right = text(class_names[truth[i]], 17), text(class_names[best[i]], 13), best[i] == truth[i]
+        sure = f"{probabilities[i, best[i]]:.0%}"
+        lines = [own, f"✓ {sure}" if right else f"→ {guess} ({sure})"]
+        lines += [] if losses is None else [f"loss {losses[i]:.2f}"]
+        ax.set_title("\n".join(lines), fontsize=8, color=BLUE if right else ORANGE, pad=3)
+    heading(figure, title)
+    save(figure, path)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from vit.config import Config, from_json
 from vit.data.augment import make_prepare
 from vit.data.batches import once
-from vit.data.sources import describe, open_source
+from vit.data.sources import Source, describe, open_source
 from vit.errors import Stopped, UserError
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints, Damaged, best_step
@@ -61,8 +61,8 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
     return Trained(config, task, params, meta, step, workdir, warnings)
 
 
-def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Figures of a split as eval.json has them, and per example `outputs`, `label` and `id`."""
+def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray], Source]:
+    """Figures of a split as eval.json has them; per example `outputs`, `label` and `id`; and the split, in the same order."""
     config = model.config
     source = open_source(config.data, split)
     described = describe(source)
@@ -82,7 +82,7 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     message = "stopped before the evaluation was done; run the same command to do it again"
     figures, examples = evaluate(model.task, eval_step, params, batches, mesh, lambda: check_stop(stop, mesh, message))
     task = type(model.task).__name__.lower()
-    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples
+    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
 
 
 def check_stop(stop: Stop, mesh: Mesh, message: str) -> None:

@@ -1,0 +1,107 @@
+"""Where a classifier looks: attention rollout, and the last block's attention, for the vector that it classifies by."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from matplotlib.axes import Axes
+
+from vit.models.vit import merge
+from vit.report.draw import BLUE, INK, ORANGE, grid, heading, save, show, text
+from vit.training.sharding import distribute, replicated
+
+Seen = dict[str, np.ndarray]  # image, label, guess, rollout and last, each of some images
+
+
+def rollout(attention: Sequence[Float[Array, "B h N N"]]) -> Float[Array, "B N N"]:
+    """Attention rollout A_L…A_1 (arXiv 2005.00928): row i tells how much of each input token is in output token i.
+
+    Each A is half the heads' mean, half the identity (the residual connection), its rows scaled to sum to 1.
+    """
+    identity = jnp.eye(attention[0].shape[-1])
+    total = jnp.broadcast_to(identity, (attention[0].shape[0], *identity.shape))
+    for weights in attention:
+        mixed = (weights.mean(axis=1) + identity) / 2
+        total = (mixed / mixed.sum(axis=-1, keepdims=True)) @ total
+    return total
+
+
+def pooled(pool: str, tokens: Float[Array, "B N N"], out: dict[str, Any]) -> Float[Array, "B h w"]:
+    """What of each patch is in the pooled vector, if `tokens` tells what of each token is in each token.
+
+    Args:
+      pool: the model's: the class token's row, the mean over the patches' rows, or their sum weighted as `pool_attention` is.
+      tokens: the rollout, or one block's attention.
+      out: what the model returned with attention=True.
+    """
+    B, h, w = out["patches"].shape[:3]
+    if pool == "token":
+        row = tokens[:, 0, 1:]
+    elif pool == "mean":
+        row = tokens.mean(axis=1)
+    else:
+        row = jnp.einsum("bm,bmn->bn", out["pool_attention"].mean(axis=1), tokens)
+    return row.reshape(B, h, w)
+
+
+def maps(pool: str, out: dict[str, Any]) -> tuple[Float[Array, "B h w"], Float[Array, "B h w"]]:
+    """Of each image's patches: the rollout, and the heads' mean of the last block's attention."""
+    return pooled(pool, rollout(out["attention"]), out), pooled(pool, out["attention"][-1].mean(axis=1), out)
+
+
+def watch(task: Any, prepare: Any, source: Any, mesh: Mesh, count: int = 8) -> Callable[[dict[str, Any]], Seen]:
+    """Parameters → where a classifier looks on a source's first images; all processes of a run must ask together."""
+    examples = [source[i] for i in range(min(count, len(source)))]
+    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label", "id")}
+    everywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), batch)
+    placed = distribute(batch, everywhere)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
+
+    def forward(params: dict[str, Any], batch: dict[str, Any]) -> tuple[Array, Array, Array]:
+        logits, out = merge(graph, params)(prepare(batch, None)["image"], attention=True)
+        return logits.argmax(axis=1), *maps(task.model.pool, out)
+
+    compiled = jax.jit(forward, out_shardings=replicated(mesh))
+
+    def look(params: dict[str, Any]) -> Seen:
+        guess, everything, last = jax.device_get(compiled(params, placed))
+        return {"image": batch["image"], "label": batch["label"], "guess": guess, "rollout": everything, "last": last}
+
+    return look
+
+
+def picture(path: Any, seen: Seen, class_names: Sequence[str]) -> None:
+    """Of each image: itself with its true and predicted class, the rollout over it, the last block's attention."""
+    images, truth, predicted, everything, last = (seen[name] for name in ("image", "label", "guess", "rollout", "last"))
+    figure, axes = grid(3 * len(images), 6 if len(images) > 1 else 3, (1.35, 1.58), 0.7)
+    h, w = everything.shape[1:]
+    for i, image in enumerate(images):
+        whole, over, alone = axes[3 * i : 3 * i + 3]
+        right = truth[i] == predicted[i]
+        names = text(class_names[truth[i]], 18), text(class_names[predicted[i]], 16)
+        show(whole, image)
+        whole.set_title(f"{names[0]}\n→ {names[1]}", fontsize=8, color=BLUE if right else ORANGE, pad=3)
+        show(over, image if image.shape[-1] == 1 else image.mean(axis=-1, keepdims=True))
+        _heat(over, everything[i], image, 0.6)
+        over.set_title("rollout", fontsize=8, color=INK, pad=3)
+        _heat(alone, last[i], image, 1.0)
+        alone.set_title("last block", fontsize=8, color=INK, pad=3)
+    words = f"Attention for the pooled vector, {h}×{w} patches, each map from its least (dark) to its most (bright): "
+    heading(figure, words + "rollout through all blocks over the image, and the last block's mean over heads")
+    save(figure, path)
+
+
+def _heat(ax: Axes, values: Float[np.ndarray, "h w"], image: np.ndarray, alpha: float) -> None:
+    """The map stretched over the image; smoothly if the image is large."""
+    H, W = image.shape[:2]
+    spread = np.ptp(values)
+    scaled = (values - values.min()) / (spread if spread > 0 else 1)
+    smooth = "bilinear" if max(H, W) >= 64 else "nearest"
+    ax.imshow(scaled, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation=smooth, extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+    ax.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
+    ax.axis("off")

@@ -1,0 +1,61 @@
+"""The pictures, arrays and lines of the table that a classifier's evaluation gives."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vit.report import pictures, scores
+
+SHOWN = 24  # examples in a picture
+
+
+def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What predictions.npz holds."""
+    probabilities = task.probabilities(examples["outputs"])
+    return {"probabilities": probabilities, "labels": examples["label"], "example_ids": examples["id"]}
+
+
+def validation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
+    """`val_predictions.png`: the first examples."""
+    first = np.arange(min(SHOWN, len(source)))
+    probabilities, truth = task.probabilities(examples["outputs"][first]), examples["label"][first]
+    title = f"{title}, top-1 {figures['top1']:.2%}: first examples (✓ right, → wrong; how sure)"
+    pictures.predictions(run / "val_predictions.png", _images(source, first), truth, probabilities, task.class_names, title)
+
+
+def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
+    """`confusion.png`, `calibration.png` and `top_losses.png`: all of the split."""
+    probabilities, truth = task.probabilities(examples["outputs"]), examples["label"]
+    matrix = scores.confusion_matrix(truth, probabilities.argmax(axis=1), len(task.class_names))
+    told = f"{title}: {figures['top1']:.2%} of {figures['examples']:,} right"
+    scores.confusion(run / "confusion.png", matrix, task.class_names, told)
+
+    sums = task.metrics(examples["outputs"], truth)
+    scores.calibration(run / "calibration.png", sums["bin_count"], sums["bin_confidence"], sums["bin_hits"], title)
+
+    losses = scores.losses(probabilities, truth)
+    worst = scores.worst(losses, SHOWN)
+    told = f"{title}: the examples with the highest loss (✓ right, → wrong)"
+    chosen = _images(source, worst), truth[worst], probabilities[worst], task.class_names, told, losses[worst]
+    pictures.predictions(run / "top_losses.png", *chosen)
+
+
+def lines(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Figures for people, scores in per cent; of the classes the three weakest."""
+    low, high = figures["top1_ci95"]
+    yield "examples", f"{figures['examples']:,}"
+    yield "top-1", f"{figures['top1']:.2%}"
+    yield "95 % interval", f"{low:.2%} to {high:.2%}"
+    for name, label in (("top5", "top-5"), ("balanced_accuracy", "balanced accuracy")):
+        if name in figures:
+            yield label, f"{figures[name]:.2%}"
+    for name, label in (("loss", "loss"), ("nll", "negative log-likelihood"), ("ece", "calibration error")):
+        yield label, f"{figures[name]:.4f}"
+    known = {name: score for name, score in figures["per_class_accuracy"].items() if score is not None}
+    for name, score in sorted(known.items(), key=lambda item: item[1])[:3]:
+        yield f"class {name}", f"{score:.2%}"
+
+
+def _images(source: Any, places: Iterable[int]) -> list[np.ndarray]:
+    return [source[int(i)]["image"] for i in places]
