@@ -1,4 +1,4 @@
-"""CIFAR-10 in three hours on two CPU cores: the recipe of configs/cifar10_cpu.py with a larger model and more steps.
+"""CIFAR-10 in about three hours (estimated) on two CPU cores: configs/cifar10_cpu.py with a larger model, more steps.
 
     uv run vit prepare cifar10 --data.dir DIR
     uv run train.py --config configs/cifar10_3h.py --data.dir DIR
@@ -10,7 +10,7 @@ from vit.config import AugmentConfig, ClassificationConfig, Config, Muon, Schedu
 
 
 def get_config() -> Config:
-    """Width 192, mild RandAugment and CutMix, an average of the parameters."""
+    """Width 192, mild RandAugment and CutMix."""
     return Config(
         steps=10_500,
         batch_size=128,

@@ -92,26 +92,38 @@ def test_recipes_hold_out_what_they_choose_on_and_test_on_neither():
         assert data.mean == (0.4914, 0.4822, 0.4465)
 
 
+# Compiling all blocks takes a minute a recipe: tests/heavy does that.
+SHALLOW = ["--model.depth", 1, "--model.dtype", "float32"]
+
+
 @pytest.mark.parametrize("name", CIFAR)
 def test_first_steps_on_cifar(name, cifar, tmp_path):
+    first_steps_on_cifar(name, cifar, tmp_path, *SHALLOW)
+
+
+def first_steps_on_cifar(name, cifar, folder, *changes):
     phases = load_config(REPO / "configs" / name).schedule.sizes
     steps = 3 * (1 + len(phases))  # a few of each resolution
     run(
         "train.py", "--config", REPO / "configs" / name, "--data.dir", cifar, "--steps", steps, "--batch-size", 8,
-        "--data.train", "train[:80]", "--data.val", "train[80:]", "--workdir", tmp_path / "run", timeout=400,
+        "--data.train", "train[:80]", "--data.val", "train[80:]", "--workdir", folder / "run", *changes, timeout=400,
     )  # fmt: skip
-    figures = json.loads((tmp_path / "run" / "eval.json").read_text())
+    figures = json.loads((folder / "run" / "eval.json").read_text())
     assert figures["examples"] == 20
     assert math.isfinite(figures["loss"])
 
 
 def test_two_steps_of_imagenet(imagenet, tmp_path):
+    two_steps_of_imagenet(imagenet, tmp_path, *SHALLOW)
+
+
+def two_steps_of_imagenet(imagenet, folder, *changes):
     out, _ = run(
         "train.py", "--config", REPO / "configs" / "imagenet.py", "--data.dir", imagenet, "--steps", 2, "--batch-size", 4,
-        "--workdir", tmp_path / "run", timeout=400,
+        "--workdir", folder / "run", *changes, timeout=400,
     )  # fmt: skip
     assert "198 images to train on, 2 to validate" in out
-    assert json.loads((tmp_path / "run" / "eval.json").read_text())["examples"] == 5
+    assert json.loads((folder / "run" / "eval.json").read_text())["examples"] == 5
 
 
 def test_a_missing_set_is_offered_with_the_command_that_makes_it(tmp_path):

@@ -1,4 +1,4 @@
-"""`vit`: what one does beside training. `vit prepare` makes a data set; `vit info` tells of a model or a run."""
+"""`vit`: what one does beside training: prepare a data set, look at a model or a run, compare runs."""
 
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +11,9 @@ from vit.flags import parse
 
 USAGE = """usage: vit prepare NAME --data.dir FOLDER [--archive FILE]   (cifar10, cifar100, or any TFDS set)
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
-       vit info RUN_FOLDER"""
+       vit info RUN_FOLDER
+       vit report RUN_FOLDER                                     (makes its report.html anew)
+       vit report RUN_FOLDER RUN_FOLDER ... [--out FILE]         (one page that compares them)"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Preparation:
     """An archive fetched already, instead of a download (cifar10 and cifar100)."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What `vit report` is told beside the folders."""
+
+    out: str = "report.html"
+    """The page that compares several runs."""
+
+
 def main() -> None:
     """The `vit` command."""
     with told_to_the_user():
@@ -44,12 +54,30 @@ def run(args: list[str]) -> None:
     elif args[0] == "prepare" and len(args) > 1 and not args[1].startswith("-"):
         wanted = parse(args[2:], Preparation(), f"Make the data set {args[1]}.")
         prepare(args[1], Path(wanted.data.dir).expanduser(), Path(wanted.archive) if wanted.archive else None)
+    elif args[0] == "report" and len(args) > 1 and not args[1].startswith("-"):
+        report(args[1:])
     elif args[0] != "info" or len(args) not in (2, 3):
         raise UserError(f"vit doesn't know {' '.join(args)!r}", "the command line", "vit --help shows what it knows")
     elif Path(args[1]).is_dir():
         print("\n".join(about_run(Path(args[1]))))
     else:
         print(about_model(args[1], args[2] if len(args) == 3 else "224"))
+
+
+def report(args: list[str]) -> None:
+    """`vit report`: a run's page, or one of several runs."""
+    from vit.report.compare import compare
+    from vit.report.page import report
+    from vit.training.storage import open_folder
+
+    count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+    wanted = parse(args[count:], Comparison(), "Make a report.")
+    folders = [open_folder(arg) for arg in args[:count]]
+    if len(folders) == 1:
+        report(folders[0])
+    else:
+        compare(folders, Path(wanted.out))
+    print(f"look at {folders[0] / 'report.html' if len(folders) == 1 else wanted.out}")
 
 
 def about_model(name: str, size: str) -> str:

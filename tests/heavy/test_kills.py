@@ -1,17 +1,60 @@
-"""Random kills, one after the other, of a short run: it ends bitwise as if nothing had happened."""
+"""Stops of a short digits run, at random moments and at chosen places: it ends bitwise as if nothing had happened."""
 
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.conftest import SMALL, run, start
+from tests.conftest import REPO, SMALL, program_environment, run, start
 from tests.test_programs import assert_same_state, final_state
 
 COMMAND = [*SMALL, "--steps=1500", "--save-every=50", "--eval-every=100"]
 STOPS = 7
+
+CHECKPOINT = "vit.training.checkpoint."
+SAVING = [  # the phases of a save, in their order: (place, call)
+    (CHECKPOINT + "collect", 2),
+    (CHECKPOINT + "Checkpoints._commit", 3),
+    ("vit.training.storage.files", 2),
+    ("vit.training.storage.digest", 8),
+    (CHECKPOINT + "_manifest_text", 4),
+    ("vit.training.storage.sync", 2),
+    ("vit.training.storage.sync+", 3),
+    ("vit.training.storage.move", 3),
+    ("vit.training.storage.move+", 2),
+    ("vit.training.storage.sync_one+", 40),
+    (CHECKPOINT + "Checkpoints._discard", 1),
+    ("vit.training.storage.remove", 1),
+    ("vit.training.storage.remove+", 2),
+]
+KILLS = [
+    ("vit.data.sources.open_source", 1),
+    ("vit.training.workdir.write_config", 1),
+    ("compile", 1),
+    (CHECKPOINT + "Checkpoints.restore", 1),
+    ("compile", 5),
+    ("compile", 20),
+    ("vit.training.loop.Loop.update", 1),
+    ("vit.training.loop.Loop.update", 130),
+    ("vit.training.loop.Loop.update+", 77),
+    *SAVING,
+    ("vit.training.evaluate.evaluate", 1),
+    ("vit.training.evaluate.evaluate+", 1),
+    ("vit.training.log.Log.metrics+", 30),
+]
+# At these a process that still runs notices, saves and exits with 75.
+SIGNALS = [
+    *[("compile", tenths) for tenths in (0, 3, 10, 25, 40)],
+    *[("vit.training.loop.Loop.update", n) for n in (1, 2, 33, 60, 121)],
+    *[("vit.training.evaluate.evaluate", n) for n in (1, 2)],
+    *[("vit.training.evaluate.place", n) for n in (1, 2, 9)],
+    *[SAVING[i] for i in (0, 1, 3, 4, 6, 8)],
+]
+# After the last update: the evaluation that ends the run.
+AT_THE_END = [("vit.training.evaluate.evaluate_split", 1), ("vit.report.results.write", 1)]
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +66,16 @@ def whole(tmp_path_factory):
     return workdir, time.monotonic() - begin
 
 
-@pytest.mark.parametrize("kind", ["kill -9", "SIGTERM", "both"])
-def test_stopped_again_and_again(whole, tmp_path, kind):
+def test_stopped_at_random(whole, tmp_path):
     undisturbed, seconds = whole
-    rng, stops, rounds = random.Random(kind), 0, 0
-    print(f"\n{kind}:", end=" ")
+    rng, stops, rounds = random.Random(0), 0, 0
+    print()
     while stops < STOPS:  # a round is one run from the start to the end, with as many stops as it meets
         rounds += 1
         workdir, code = tmp_path / str(rounds), None
         while code != 0:
             process = start("train.py", *COMMAND, f"--workdir={workdir}")
-            number = signal.SIGKILL if kind == "kill -9" or (kind == "both" and rng.random() < 0.5) else signal.SIGTERM
+            number = signal.SIGKILL if rng.random() < 0.7 else signal.SIGTERM
             if stops < STOPS:
                 try:
                     process.wait(timeout=rng.uniform(0.3, 0.9 * seconds))
@@ -48,3 +90,48 @@ def test_stopped_again_and_again(whole, tmp_path, kind):
             print(f"{code} at {max(map(int, steps), default='the start')},", end=" ", flush=True)
         assert_same_state(final_state(workdir), final_state(undisturbed))
     print(f"{stops} stops in {rounds} runs")
+
+
+def struck(number, place, count, workdir):
+    """Run the command with a signal at a place; how it ended."""
+    command = [sys.executable, "-m", "tests.heavy.dying", number, place, str(count), str(REPO / "train.py")]
+    environment = program_environment()
+    if place == "compile":  # for real, every time
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    done = subprocess.run(
+        [*command, *COMMAND, f"--workdir={workdir}"], env=environment, cwd=REPO, capture_output=True, text=True, check=False
+    )
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
+    print(f"{place} {count}: {done.returncode} at {max(steps, default='the start')}", flush=True)
+    return done.returncode, done.stderr
+
+
+def test_killed_at_every_place(whole, tmp_path):
+    """One run, killed at one place after the other; then one that is only killed at its end."""
+    kills = [*KILLS, *AT_THE_END]
+    print()
+    for place, count in kills:
+        code, err = struck("SIGKILL", place, count, tmp_path / "run")
+        assert code == -signal.SIGKILL, f"{place}: {err}"
+    run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
+    assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
+    print(f"{len(kills)} kills survived")
+
+
+def test_told_to_stop_at_every_place(whole, tmp_path):
+    print()
+    for place, count in SIGNALS:
+        code, err = struck("SIGTERM", place, count, tmp_path / "run")
+        assert code == 75, f"{place}: {err}"
+        step, _ = final_state(tmp_path / "run")
+        assert f"stopped at step {step} and saved" in err
+    run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
+    assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
+    (tmp_path / "run" / "eval.json").unlink()
+    for place, count in [("vit.training.evaluate.evaluate", 1), ("vit.training.evaluate.place", 1)]:  # of a finished run
+        code, err = struck("SIGTERM", place, count, tmp_path / "run")
+        assert code == 75
+        assert "stopped before the evaluation was done" in err
+    run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "eval.json").is_file()
+    print(f"{len(SIGNALS) + 2} signals answered")

@@ -163,3 +163,22 @@ def test_prime_factors(n):
     factors = layers.prime_factors(n)
     assert np.prod(factors, dtype=int) == n
     assert all(all(p % d for d in range(2, p)) for p in factors)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_attention_is_the_same_with_its_gradients_and_weights(masked, monkeypatch):
+    plain, fused = (layers.SelfAttention(12, 3, fused=f, dtype=jnp.float32, rngs=nnx.Rngs(0)) for f in (False, True))
+    x = jax.random.normal(jax.random.key(1), (2, 7, 12))
+    mask = jnp.ones((7, 7), bool).at[2].set(False) if masked else None  # its third row may attend to nothing
+
+    def results(module):
+        graph, state = nnx.split(module)
+        gradients = jax.grad(lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x, mask)[0])), argnums=(0, 1))(state, x)
+        return jax.tree.leaves((module(x, mask)[0], *module(x, mask, True), gradients))
+
+    for a, b in zip(results(plain), results(fused), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    calls = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v: calls.append(q.shape) or q)
+    fused(x, mask)
+    assert calls == ([] if masked else [(2, 7, 3, 4)])  # the flag chooses, and a mask overrules it

@@ -236,3 +236,32 @@ def test_flops_are_those_of_the_traced_program(stem, pool):
     model = vit.create("Ti/4", **SMALL, image_size=(8, 16), classes=5, stem=stem, pool=pool)
     traced = dot_and_convolution_flops(lambda x: model(x)[0], jnp.zeros((1, 8, 16, 3)))
     assert flops(model.config, image_size=(8, 16), channels=3, classes=5) == traced
+
+
+@pytest.mark.parametrize("pool", ["token", "mean", "map"])
+def test_fused_attention_makes_the_same_model(pool):
+    plain, fused = (vit.create("Ti/4", **SMALL, image_size=8, classes=5, pool=pool, fused=f) for f in (False, True))
+    _, params = random_params(plain)
+    x = images(2, 8, 12, 3)
+
+    def run(model):
+        graph, _ = split(model)
+        loss = jax.value_and_grad(lambda params: jnp.sum(jnp.sin(merge(graph, params)(x)[0])))
+        return loss(params), merge(graph, params)(x, attention=True)
+
+    one, other = run(plain), run(fused)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
+
+
+def test_attention_pooling_tells_where_it_looks():
+    graph, params = random_params(vit.create("Ti/4", **SMALL, image_size=8, classes=0, pool="map"))
+    model, x = merge(graph, params), images(2, 8, 12, 3)
+    result, out = model(x, attention=True)
+    weights = np.asarray(out["pool_attention"])
+    assert weights.shape == (2, 3, 6)
+    # The value of each head is the tokens' mean under these weights: from there on the pooled vector follows.
+    values = np.asarray(model.attn_pool.v(out["patches"].reshape(2, 6, 24))).reshape(2, 6, 3, 8)
+    y = model.attn_pool.proj(jnp.asarray(np.einsum("bhn,bnhd->bhd", weights, values).reshape(2, 1, 24)))
+    np.testing.assert_allclose((y + model.attn_pool.mlp(model.attn_pool.norm(y)))[:, 0], result, rtol=1e-4, atol=1e-5)
+    assert "pool_attention" not in model(x)[1]

@@ -91,8 +91,8 @@ def _qkv_init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, width: int, heads: int, *, fused: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.heads, self.fused = heads, fused
         self.qkv = Linear(width, 3 * width, kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
@@ -103,8 +103,11 @@ class SelfAttention(nnx.Module):
         B, N, D = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
         weights = attention_weights(q, k, mask) if with_weights else None
-        y = attention(q, k, v, mask)  # XLA computes shared parts once
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(B, N, D)), weights
+        if self.fused and mask is None:  # with a mask, its rows that may attend to nothing would not be zeros
+            y = jax.nn.dot_product_attention(*(z.swapaxes(1, 2) for z in (q, k, v)))
+        else:
+            y = attention(q, k, v, mask).swapaxes(1, 2)  # XLA computes shared parts once
+        return self.proj(y.reshape(B, N, D)), weights
 
 
 class Mlp(nnx.Module):
@@ -124,10 +127,12 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, fused: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.rate, self.drop_path = rate, drop_path
         self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.attn = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.attn = SelfAttention(width, heads, fused=fused, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp, rate=rate, dtype=dtype, rngs=rngs)
 
@@ -208,17 +213,18 @@ class AttentionPool(nnx.Module):
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """One vector of all tokens."""
+    def __call__(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B D"], Float[Array, "B h N"]]:
+        """One vector of all tokens, and the attention weights."""
         B, _, D = x.shape
 
         def split(y: Float[Array, "B N D"]) -> Float[Array, "B h N d"]:
             return y.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2)
 
         latent = jnp.broadcast_to(self.latent[...], (B, 1, D)).astype(x.dtype)
-        y = attention(split(self.q(latent)), split(self.k(x)), split(self.v(x)))
+        weights = attention_weights(split(self.q(latent)), split(self.k(x)))
+        y = jnp.matmul(weights.astype(x.dtype), split(self.v(x)))
         y = self.proj(y.swapaxes(1, 2).reshape(B, 1, D))
-        return (y + self.mlp(self.norm(y)))[:, 0]
+        return (y + self.mlp(self.norm(y)))[:, 0], weights[:, :, 0]
 
 
 def sincos_positions(h: int, w: int, width: int) -> Float[np.ndarray, "1 N D"]:

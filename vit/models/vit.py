@@ -52,10 +52,9 @@ class ViT(nnx.Module):
         if config.position == "learned":
             tokens = self.prefix + self.grid[0] * self.grid[1]
             self.pos_embed = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (1, tokens, D)))
+        shared: Any = {"rate": config.dropout, "fused": config.fused, "dtype": dtype, "rngs": rngs}
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        self.blocks = nnx.List(
-            [Block(D, config.heads, config.mlp, rate=config.dropout, drop_path=rate, dtype=dtype, rngs=rngs) for rate in rates]
-        )
+        self.blocks = nnx.List([Block(D, config.heads, config.mlp, drop_path=rate, **shared) for rate in rates])
         self.norm = LayerNorm(D, dtype=dtype, rngs=rngs)
         if config.pool == "map":
             self.attn_pool = AttentionPool(D, config.heads, config.mlp, dtype=dtype, rngs=rngs)
@@ -82,7 +81,8 @@ class ViT(nnx.Module):
           float32 logits (or pooled features, if there's no head) and a dict with `embedded` (B, N, D), the input of the first
           block; `blocks`, a list with each block's tokens (B, N, D); `tokens` (B, N, D), the last ones after the final norm;
           `patches` (B, h, w, D), the same without the class token and in their places; `pooled` (B, D); and, asked for,
-          `attention`, a list with each block's weights (B, heads, N, N).
+          `attention`, a list with each block's weights (B, heads, N, N), and with attention pooling `pool_attention`
+          (B, heads, N), the weights of its query over the patch tokens.
 
         Raises:
           UserError: if the patch doesn't divide H and W.
@@ -110,7 +110,8 @@ class ViT(nnx.Module):
         elif config.pool == "mean":
             pooled = patches.mean(axis=1)
         else:
-            pooled = self.attn_pool(patches)
+            pooled, w = self.attn_pool(patches)
+            out |= {"pool_attention": w} if attention else {}
         out["pooled"] = pooled
         result = self.head(pooled) if hasattr(self, "head") else pooled
         return result.astype(jnp.float32), out

@@ -13,6 +13,7 @@ In a run of several processes the primary alone writes and reads, and the others
 """
 
 import contextlib
+import errno
 import json
 import shutil
 import tempfile
@@ -65,6 +66,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, "save")
         self._saving: Future[None] | None = None
+        self._written = False
 
     def steps(self) -> list[int]:
         """Steps that have a committed folder, ascending (not yet proven whole)."""
@@ -98,7 +100,12 @@ class Checkpoints:
                     return
         temporary = self._staging / f"tmp-{step}"
         with _failing_as_user_error(step, self.folder):
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=not self._written)  # a folder that vanished meanwhile is not made anew
+            # Orbax's threads fill the console when they meet a full disk.
+            needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(temporary).free
+            if free < needed:
+                raise OSError(errno.ENOSPC, f"No space left on device: {needed:,} bytes needed, {free:,} free")
+            self._written = True
             self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))
         self._saving = self._thread.submit(self._commit, step, meta)
 

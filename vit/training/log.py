@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import os
+import platform
 import shutil
 import tempfile
 import time
@@ -76,7 +78,7 @@ class Log:
         self.steps, self.best = steps, ""
         self.bar: Progress | None = None
         if primary():
-            from tensorboardX import SummaryWriter
+            from tensorboardX.record_writer import RecordWriter  # SummaryWriter's thread meets a full disk where nobody listens
 
             self.workdir = workdir
             # Nothing can be appended to a file in an object store: write here and send it there now and then.
@@ -84,7 +86,10 @@ class Log:
             kept = [row for row in read_metrics(workdir / "metrics.jsonl") if row["step"] <= step]
             write_atomically(self.here / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
             self.file = (self.here / "metrics.jsonl").open("a")
-            self.events = SummaryWriter(str(self.here), purge_step=step + 1)
+            name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
+            self.events = RecordWriter(str(self.here / name))
+            self._event(0, file_version="brain.Event:2")
+            self._event(step + 1, session_log={"status": 1})  # TensorBoard forgets what a killed run wrote beyond
 
     def say(self, message: str) -> None:
         """A line on the console."""
@@ -97,14 +102,18 @@ class Log:
         row = {"step": step, "split": split, **{name: _plain(x) for name, x in figures.items()}}
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
-        for name, x in row.items():
-            if isinstance(x, float) and name != "step":
-                self.events.add_scalar(f"{split}/{name}", x, step)
+        values = [{"tag": f"{split}/{name}", "simple_value": x} for name, x in row.items() if isinstance(x, float)]
+        self._event(step, summary={"value": values})
+
+    def _event(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        self.events.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+        self.events.flush()
 
     def flush(self) -> None:
         """What was logged is where the run is, so that it outlives this machine."""
         if primary() and self.here != self.workdir:
-            self.events.flush()
             for path in self.here.iterdir():
                 write_atomically(self.workdir / path.name, path.read_bytes())
 

@@ -61,6 +61,8 @@ class Loop:
         self.stream = self._batches()
         self.meter = Meter()
         self.compiling, self.told = True, False
+        if scores := self.meta["scores"].values():
+            self.log.best = f"best {max(scores)[0]:.2%}"
         self.pending: deque[dict[str, jax.Array]] = deque()  # metrics of updates that the device may still be at
 
     def run(self) -> State:

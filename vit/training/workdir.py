@@ -1,11 +1,18 @@
 """The folder of a run: made, locked against a second trainer, and checked to hold the run that is asked for."""
 
+import collections
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import jax
 
 import vit
 from vit.config import Config, differences, fields, from_json, to_json
@@ -69,6 +76,28 @@ def write_config(workdir: Path, config: Config) -> None:
     """`config.json`, for people; a resume reads the configuration from its checkpoint."""
     if primary():
         write_atomically(workdir / "config.json", json.dumps(to_json(config), indent=1) + "\n")
+
+
+def write_environment(workdir: Path, **facts: str | float) -> None:
+    """`environment.json`, for people: the command, the machine, the versions, and facts that are added to it."""
+    if primary():
+        path = workdir / "environment.json"
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        write_atomically(path, json.dumps({**known, **facts}, indent=1) + "\n")
+
+
+def machine() -> dict[str, str | float]:
+    """The command, the time, the machine and its devices."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "begun": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "host": f"{platform.node()}, {platform.platform()}",
+        "cores": os.cpu_count() or 0,
+        "devices": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
+        "processes": jax.process_count(),
+        **versions(),
+    }
 
 
 def versions() -> dict[str, str]:
