@@ -9,6 +9,7 @@ import errno
 import functools
 import http.server
 import io
+import json
 import os
 import re
 import runpy
@@ -251,6 +252,14 @@ def lock(*paths: Path) -> None:
             held.enter_context(locked(path))
 
 
+def compared(at: At) -> None:
+    """Two runs of nothing yet, compared in a page below a file."""
+    for name in ("a", "b"):
+        (at.folder / name).mkdir()
+        at.file(f"{name}/config.json", json.dumps(to_json(Config())))
+    cli.run(["report", str(at.folder / "a"), str(at.folder / "b"), "--out", str(at.file() / "report.html")])
+
+
 def bad_tar(fault: str) -> Callable[[At], Any]:
     return archive(before=FAULTS[fault][0])
 
@@ -366,6 +375,8 @@ CASES: dict[str, Callable[[At], Any]] = {
     "evaluation of a folder without a run": lambda at: evaluation(at, workdir=str(at.folder)),
     "checkpoint that isn't there": lambda at: open_run(saved(at, 1, 2), "5"),
     "checkpoint that is damaged": lambda at: damaged(at, 1, 2, then="1"),
+    "report on no run": command("report", "{folder}"),
+    "report below a file": compared,
     "model of fewer classes": other_data(class_names=["cat", "dog"]),
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
