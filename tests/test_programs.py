@@ -131,7 +131,7 @@ def test_evaluation_passes_over_a_damaged_checkpoint_and_says_so(copied):
         (["--workdir", "nowhere"], "there is no trained model here"),
         ([], "--workdir is missing"),
         (["--workdr", "x"], "did you mean --workdir?"),
-        (["--workdir", "x", "--split", "all"], "invalid choice 'all'"),
+        (["--workdir", "x", "--split", "all"], "--split can't be 'all'"),
     ],
 )
 def test_mistakes_of_evaluation(tmp_path, args, what):

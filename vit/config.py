@@ -59,8 +59,8 @@ class ViTConfig:
         """`"S/16"`: the size before the slash (Ti, S, B, L, H or g), the patch side after it."""
         size, _, patch = name.partition("/")
         if size not in VARIANTS or not patch.isdecimal() or int(patch) == 0:
-            sizes = ", ".join(VARIANTS)
-            raise UserError(f"there is no ViT called {name!r}", "the variant's name", f"SIZE/PATCH, as S/16; sizes: {sizes}")
+            fix = f"give SIZE/PATCH, as S/16; sizes: {', '.join(VARIANTS)}"
+            raise UserError(f"there is no ViT called {name!r}", "the variant's name", fix)
         width, depth, heads, mlp = VARIANTS[size]
         return cls(**{"patch": int(patch), "width": width, "depth": depth, "heads": heads, "mlp": mlp, **changes})
 
@@ -239,7 +239,7 @@ MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep
 MAY_CHANGE |= {"fsdp", "distributed"}  # the same numbers but for rounding
 
 
-def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def fields(config: Any, prefix: str = "", where: str = "the configuration") -> dict[str, tuple[Any, Any]]:
     """Every leaf field below a dataclass: dotted name → (type hint, value)."""
     leaves = {}
     hints = typing.get_type_hints(type(config), include_extras=True)
@@ -248,10 +248,11 @@ def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
         kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
         classes = tuple(kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind))
         if classes and not isinstance(value, classes):
-            names = " or ".join(kind.__name__ for kind in classes)
-            raise UserError(f"{prefix}{f.name} can't be {value!r:.60}", "the configuration", f"give a {names}")
+            given = type(value).__name__ if dataclasses.is_dataclass(value) else f"{value!r:.40}"
+            fix = f"give {' or '.join(kind.__name__ for kind in classes)}"
+            raise UserError(f"{prefix}{f.name} can't be {given}", where, fix)
         if dataclasses.is_dataclass(value):
-            leaves |= fields(value, f"{prefix}{f.name}.")
+            leaves |= fields(value, f"{prefix}{f.name}.", where)
         else:
             leaves[prefix + f.name] = (hints[f.name], value)
     return leaves
@@ -259,7 +260,7 @@ def fields(config: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
 
 def validate(config: Any, where: str = "the configuration") -> None:
     """Raise `UserError` for the first value outside its range, and for values that contradict each other."""
-    for name, (hint, value) in fields(config).items():
+    for name, (hint, value) in fields(config, where=where).items():
         check(name, hint, value, where)
     for bad, what, fix in _contradictions(config):
         if bad:
@@ -279,7 +280,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         sizes, until = config.schedule.sizes, config.schedule.until
         what = f"--schedule.sizes has {len(sizes)} values, --schedule.until {len(until)}"
         yield len(sizes) != len(until), what, "a share of the steps for each size"
-        yield list(until) != sorted(until), "--schedule.until goes back", "growing shares of the steps"
+        what = f"--schedule.until {' '.join(map(str, until))} goes back"
+        yield list(until) != sorted(until), what, "growing shares of the steps"
         bad = next((size for size in sizes if size % config.model.patch), None)
         yield bad, f"--schedule.sizes {bad} isn't a whole number of patches", f"multiples of {config.model.patch}"
         mean, std = len(config.data.mean), len(config.data.std)
@@ -308,11 +310,13 @@ def from_json(value: Any, where: str) -> Config:
             return tuple(node)
         if not isinstance(node, dict):
             return node
+        kind = str(node.get("type", ""))
         rest = {key: build(item) for key, item in node.items() if key != "type"}
-        try:
-            return known[node["type"]](**rest)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"its configuration can't be read: {error}", where, "use the vit version that wrote it") from error
+        odd = sorted(rest.keys() - {f.name for f in dataclasses.fields(known[kind])}) if kind in known else [kind]
+        if odd:
+            what = f"its configuration can't be read: this version knows no {odd[0]!r}"
+            raise UserError(what, where, "use the vit version that wrote it")
+        return known[kind](**rest)
 
     config = build(value)
     validate(config, where)

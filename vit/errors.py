@@ -7,6 +7,14 @@ from collections.abc import Iterator
 
 BUG, USER, STOPPED = 1, 2, 75  # 75 is EX_TEMPFAIL: rerun the same command to go on
 
+# What a user can do about an error of the operating system; any other is a bug.
+MENDED_BY = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or give another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions, or give another place"),
+    errno.EISDIR: "give the path of a file, this is a folder",
+    errno.ENOTDIR: "give another path, a part of this one is a file",
+}
+
 
 class UserError(ValueError):
     """Something the user can put right, told on three lines: what, where, and what to do.
@@ -34,10 +42,10 @@ def told_to_the_user() -> Iterator[None]:
         print(error, file=sys.stderr, flush=True)
         sys.exit(error.code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+        if error.errno not in MENDED_BY:
             raise
-        where = str(error.filename or "the disk")
-        print(UserError(f"{error.strerror}", where, "make room there or mend its permissions"), file=sys.stderr, flush=True)
+        what, where = f"this can't be read or written: {error.strerror}", str(error.filename or "the disk")
+        print(UserError(what, where, MENDED_BY[error.errno]), file=sys.stderr, flush=True)
         sys.exit(USER)
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ def parse_config(args: Sequence[str], default: Path) -> Config:
         i = found[0]
         _, equals, value = rest[i].partition("=")
         if not equals and i + 1 == len(rest):
-            raise UserError("--config needs a file", "the command line", "as in --config configs/digits.py")
+            raise UserError("--config needs a file", "the command line", "give one, as --config configs/digits.py")
         path = Path(value if equals else rest[i + 1])
         del rest[i : i + (1 if equals else 2)]
     described = f"Settings of {path}; --config FILE picks another file, and the flags change single values."
@@ -46,15 +46,16 @@ def load_config(path: Path) -> Config:
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if get_config else None
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(error.what, f"{path}, {error.where}", error.fix) from None
     except (Exception, SystemExit) as error:
         what = f"the config file fails: {type(error).__name__}: {error}"
         raise UserError(what, str(path), "run it with python to see where") from error
     if get_config is None:
         raise UserError("the config file has no get_config", str(path), "define get_config() -> vit.config.Config")
     if not isinstance(config, Config):
-        raise UserError(f"get_config() gave a {type(config).__name__}", str(path), "return a vit.config.Config")
+        what = "nothing" if config is None else type(config).__name__
+        raise UserError(f"get_config() returned {what}, not a Config", str(path), "return a vit.config.Config")
     validate(config, str(path))
     return config
 
@@ -81,8 +82,10 @@ def parse(args: Sequence[str], default: T, description: str) -> T:
         lines = [line.strip("│ ") for line in printed.getvalue().splitlines()[1:]]
         message = re.split(r" ?─{4,}", " ".join(lines))[0]
         hints = {flag(name): hint for name, (hint, _) in fields(default).items()}
-        named = next((hints[word] for word in re.findall(r"--[\w.-]+", message) if word in hints), None)
-        raise UserError(message, "the command line", f"give {allowed(named)}" if named else "see --help") from None
+        named = next((word for word in re.findall(r"--[\w.-]+", message) if word in hints), "")
+        given = _values(args, named)
+        message = f"{named} can't be {given:.40}" if given else f"{named} needs a value" if named else message
+        raise UserError(message, "the command line", f"give {allowed(hints[named])}" if named else "see --help") from None
     if unknown:
         raise _unknown(unknown[0], default)
     validate(config, "the command line")
@@ -101,9 +104,25 @@ def as_flags(config: object) -> str:
     return " ".join(words)
 
 
+def _values(args: Sequence[str], name: str) -> str:
+    """What stands behind the last flag of this name, in quotes."""
+    words: list[str] = []
+    taking = False
+    for arg in args:
+        if arg.startswith("--"):
+            head, equals, value = arg.partition("=")
+            if taking := head.replace("_", "-") == name:
+                words = [value] if equals else []
+        elif taking:
+            words.append(arg)
+    return repr(" ".join(words)) if words else ""
+
+
 def _unknown(given: str, config: object) -> UserError:
     if not given.startswith("-"):
-        return UserError(f"unexpected argument {given!r}", "the command line", "flags are --name value; see --help")
+        return UserError(
+            f"unexpected argument {given!r:.40}", "the command line", "give flags as --name value; --help lists them"
+        )
     given = given.partition("=")[0].replace("_", "-")
 
     def likeness(name: str) -> float:

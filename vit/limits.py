@@ -80,6 +80,5 @@ def check(name: str, hint: Any, value: Any, where: str) -> None:
         good = value in limits if limits else isinstance(value, kind)
         good &= not (kind is int and isinstance(value, float))
     if not good:
-        raise UserError(
-            f"{flag(name)} can't be {str(value)[:40] if value != '' else repr(value)}", where, f"give {allowed(hint)}"
-        )
+        fix = f"give {allowed(hint)}{', as a tuple' if origin is tuple else ''}"
+        raise UserError(f"{flag(name)} can't be {value!r:.40}", where, fix)

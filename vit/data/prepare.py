@@ -161,7 +161,7 @@ def _read(archive: Path, cifar: Cifar) -> dict[str, bytes]:
     """The archive's files, each proven to be one that belongs there and whole. Raises `UserError`."""
 
     def bad(what: str) -> UserError:
-        return UserError(f"the archive is not {cifar.folder}: {what}", str(archive), "fetch it again")
+        return UserError(f"the archive is not {cifar.folder}: {what}", str(archive), "remove it and fetch it again")
 
     sizes = {file: count * (len(cifar.labels) + PIXELS) for file, count in cifar.records.items()}
     names = {file for file, _ in cifar.labels.values()}
@@ -200,7 +200,7 @@ def _read(archive: Path, cifar: Cifar) -> dict[str, bytes]:
         records = _records(files[file], cifar)
         for byte, (label, (_, count)) in enumerate(cifar.labels.items()):
             if (worst := int(records[:, byte].max())) >= count:
-                raise bad(f"{file} has a {label} of {worst}, there are {count}")
+                raise bad(f"{file} has a {label} of {worst}, the largest is {count - 1}")
     for file, count in cifar.labels.values():
         if len(set(_class_names(files[file]))) != count:
             raise bad(f"{file} doesn't name {count} classes")
@@ -282,5 +282,5 @@ def _by_tfds(name: str, folder: Path) -> None:
         raise UserError(f"TFDS has no set called {name!r}", "the command line", "see tensorflow.org/datasets/catalog")
     if importlib.util.find_spec("tensorflow") is None:
         what = f"preparing {name} needs TensorFlow, which isn't installed (reading it won't)"
-        raise UserError(what, "the tf extra", f"uv run --extra tf vit prepare {name} --data.dir {folder}")
+        raise UserError(what, "this Python environment", f"uv run --extra tf vit prepare {name} --data.dir {folder}")
     tfds.builder(name, data_dir=str(folder), file_format="array_record").download_and_prepare()

@@ -3,6 +3,7 @@
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,9 +87,8 @@ class Tfds:
             raise UserError(f"{config.name} isn't prepared here", str(folder), prepare) from error
         features = builder.info.features
         if not {"image", "label"} <= features.keys():
-            raise UserError(
-                f"{config.name} has no image and label, only {', '.join(features)}", str(folder), "choose another set"
-            )
+            what = f"{config.name} has no image and label, only {', '.join(sorted(features))}"
+            raise UserError(what, str(folder), "choose another --data.name")
         if None in features["image"].shape[:2] and not config.size:
             what = f"the images of {config.name} have many sizes"
             raise UserError(what, str(folder), "give --data.size PIXELS --data.stream for square crops")
@@ -96,9 +96,9 @@ class Tfds:
             self.source = builder.as_data_source(split=spec)
             (part,) = ReadInstruction.from_spec(spec).to_absolute(builder.info.splits)
         except NotImplementedError as error:
-            raise UserError(
-                f"{config.name} was prepared for reading in order only", str(folder), f"elsewhere: {prepare}"
-            ) from error
+            what = f"{config.name} was prepared for reading in order only"
+            fix = f"prepare it in another folder: uv run vit prepare {config.name} --data.dir FOLDER"
+            raise UserError(what, str(folder), fix) from error
         except (ValueError, KeyError, AssertionError) as error:
             what = f"{config.name} has no split {spec!r}, but {', '.join(builder.info.splits)}"
             raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
@@ -153,8 +153,8 @@ def labels(source: Source, most: int | None = None) -> np.ndarray:
 def describe(source: Source) -> dict[str, Any]:
     """What a task and a checkpoint need to know of a data set."""
     height, width, channels = source[0]["image"].shape
-    if len(set(source.class_names)) < len(source.class_names):
-        raise UserError("two classes have the same name", source.name, "give every class a name of its own")
+    if twice := [name for name, count in Counter(source.class_names).items() if count > 1]:
+        raise UserError(f"more than one class is called {twice[0]!r:.40}", source.name, "give every class a name of its own")
     return {
         "dataset": source.name,
         "class_names": source.class_names,

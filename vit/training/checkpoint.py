@@ -292,7 +292,8 @@ def _failing_as_user_error(step: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: what tensorstore makes of a full disk
-        what = f"the checkpoint of step {step} could not be written: {error}"
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{error!s:.160}"
+        what = f"the checkpoint of step {step} could not be written: {why}"
         raise UserError(what, str(folder), "make room or mend the folder; the same command then resumes") from error
 
 

@@ -66,10 +66,10 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     config = model.config
     source = open_source(config.data, split)
     described = describe(source)
-    for name in ("class_names", "channels"):
-        if described[name] != model.meta["data"][name]:
-            what = f"the data has {name} {described[name]}, the model was trained on {model.meta['data'][name]}"
-            raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
+    if unlike := _unlike(described, model.meta["data"]):
+        here, there = unlike
+        what = f"the data has {here}, the model was trained on {there}"
+        raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
     mesh = make_mesh()
     size = -(-config.batch_size // mesh.size) * mesh.size  # the devices here may be others than in training
     eval_step = make_eval_step(model.task, make_prepare(config.data, config.augment))
@@ -83,6 +83,19 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     figures, examples = evaluate(model.task, eval_step, params, batches, mesh, lambda: check_stop(stop, mesh, message))
     task = type(model.task).__name__.lower()
     return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
+
+
+def _unlike(data: dict[str, Any], trained: dict[str, Any]) -> tuple[str, str] | None:
+    """What keeps a model from being evaluated on this data, in words of each of the two."""
+    here, there = data["class_names"], trained["class_names"]
+    if len(here) != len(there):
+        return f"{len(here)} classes", str(len(there))
+    for i, (name, other) in enumerate(zip(here, there, strict=True)):
+        if name != other:
+            return f"{name!r:.40} as its class {i}", f"{other!r:.40}"
+    if data["channels"] != trained["channels"]:
+        return f"images of {data['channels']} channels", str(trained["channels"])
+    return None
 
 
 def check_stop(stop: Stop, mesh: Mesh, message: str) -> None:

@@ -42,6 +42,9 @@ def joined(distributed: bool) -> Iterator[None]:
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
         try:
             numbers = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+            for name, x in numbers.items():
+                if x and not x.isdecimal():
+                    raise ValueError(f"JAX_{name.upper()} is {x!r}")
             jax.distributed.initialize(**cast(Any, {name: int(x) for name, x in numbers.items() if x}))
         except (ValueError, RuntimeError, TypeError) as error:
             what = f"the other processes can't be found: {error}"

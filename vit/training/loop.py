@@ -142,7 +142,7 @@ class Loop:
         found = self.checkpoints.newest()
         if count >= ROLL_BACKS or found is None:
             what = f"training diverged: {BAD_IN_A_ROW} updates in a row were not finite, {count} times by step {bad}"
-            fix = "in a new --workdir, lower --optim.lr, lengthen --schedule.warmup or set --clip; look at the data"
+            fix = "lower --optim.lr, lengthen --schedule.warmup or set --clip, in a new --workdir; look at the data"
             raise UserError(what, f"{self.config.workdir}, step {bad}", fix)
         offset = int(self.state["offset"]) + bad - found.step
         skipped = int(self.state["skipped"])

@@ -26,6 +26,7 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise `UserError` if the devices can't share each microbatch evenly."""
     if batch_size % (mesh.size * accumulate):
         what = f"--batch-size {batch_size} can't be shared by {mesh.size} devices"
+        what += f" in {accumulate} microbatches" if accumulate > 1 else ""
         fix = f"give a multiple of {mesh.size * accumulate} (devices × --accumulate)"
         raise UserError(what, "the command line", fix)
 

@@ -31,8 +31,10 @@ def open_folder(text: str) -> Any:
         path.exists()
     except (ImportError, ValueError, NotImplementedError, KeyError) as error:
         store = text.partition("://")[0]
-        fix = f"uv run --with {STORES[store]} …" if store in STORES else f"give a folder, or an address in {', '.join(STORES)}"
-        raise UserError(f"this address can't be opened: {error}", text, fix) from error
+        why, fix = f"{store}:// is no store known here", f"give a folder, or an address in {', '.join(STORES)}"
+        if store in STORES:
+            why, fix = str(error), f"run it with the store's package: uv run --with {STORES[store]} …"
+        raise UserError(f"this address can't be opened: {why}", text, fix) from error
     return path
 
 

@@ -1,0 +1,479 @@
+"""Every error that a user may see, provoked for real and compared with its golden text in tests/golden/errors.txt.
+
+`python -m tests.test_errors` writes the golden texts anew, after a deliberate change: read the diff before you commit it.
+"""
+
+import ast
+import contextlib
+import errno
+import functools
+import http.server
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import eval as eval_program
+import vit
+from tests.conftest import REPO, SMALL, program_environment
+from tests.data.test_prepare import FAULTS, Server, contents, pack
+from tests.training.test_checkpoint import flip, meta, state
+from tests.training.test_loop import Run
+from vit import cli
+from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
+from vit.data import prepare as prepare_module
+from vit.data.augment import preprocessing
+from vit.data.sources import Digits, Tfds, describe
+from vit.errors import UserError
+from vit.flags import parse_config
+from vit.training.checkpoint import Checkpoints, Found
+from vit.training.evaluate import Trained, evaluate_split, open_run
+from vit.training.hosts import joined
+from vit.training.sharding import check_batch_size, make_mesh
+from vit.training.storage import open_folder
+from vit.training.workdir import check_resumable, locked
+
+GOLDEN = Path(__file__).parent / "golden" / "errors.txt"
+SOURCES = [*sorted((REPO / "vit").rglob("*.py")), REPO / "train.py", REPO / "eval.py"]
+
+
+class At(NamedTuple):
+    """Where a case happens: a folder of its own, and what undoes its patches."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def file(self, name: str = "file", text: str = "") -> Path:
+        (self.folder / name).write_text(text)
+        return self.folder / name
+
+
+# ---- ways to provoke ----
+
+
+def flags(*args: str) -> Callable[[At], Any]:
+    """train.py's command line on the digits."""
+    return lambda at: parse_config(args, REPO / "configs" / "digits.py")
+
+
+def config_at(path: Path) -> None:
+    parse_config(["--config", str(path)], Path())
+
+
+def config_file(text: str) -> Callable[[At], Any]:
+    return lambda at: config_at(at.file("mine.py", f"from vit.config import *\n{text}"))
+
+
+def config_with(arguments: str) -> Callable[[At], Any]:
+    return config_file(f"def get_config():\n    return Config({arguments})")
+
+
+def read(configuration: Any) -> Callable[[At], Any]:
+    return lambda at: from_json(configuration, "runs/digits-s0, step 12")
+
+
+def command(*args: str) -> Callable[[At], Any]:
+    """The `vit` command; {folder} in its arguments is the case's."""
+    return lambda at: cli.run([arg.format(folder=at.folder) for arg in args])
+
+
+def vit_program(at: At, *args: str) -> None:
+    """The same up to its exit, as `told_to_the_user` has it."""
+    at.patch.setattr(sys, "argv", ["vit", *args])
+    cli.main()
+
+
+def failing(number: int, *names: str) -> Callable[[At], Any]:
+    """`vit prepare` where looking at the free room fails."""
+
+    def provoke(at: At) -> None:
+        def fail(folder: Path) -> None:
+            raise OSError(number, os.strerror(number), *names)
+
+        at.patch.setattr(shutil, "disk_usage", fail)
+        vit_program(at, "prepare", "cifar10", "--data.dir", str(at.folder))
+
+    return provoke
+
+
+def evaluation(at: At, **wanted: str) -> None:
+    stop: Any = None
+    eval_program.main(eval_program.Evaluation(**wanted), stop)
+
+
+def small(at: At) -> None:
+    """The official archives, with 20 records in a file."""
+    for name, cifar in prepare_module.CIFARS.items():
+        at.patch.setitem(prepare_module.CIFARS, name, replace(cifar, records=dict.fromkeys(cifar.records, 20)))
+
+
+def archive(change: Callable[[dict], dict] = lambda files: files, before: Any = lambda tar: None) -> Callable[[At], Any]:
+    """Prepare from an archive whose files are changed, or that has something before them."""
+
+    def provoke(at: At) -> None:
+        small(at)
+        path = pack(at.folder / "a.tar.gz", "cifar10", change(contents("cifar10")), before)
+        prepare_module.prepare("cifar10", at.folder / "sets", path)
+
+    return provoke
+
+
+def truncated(at: At) -> None:
+    small(at)
+    path = pack(at.folder / "a.tar.gz", "cifar10", contents("cifar10"))
+    os.truncate(path, path.stat().st_size // 2)
+    prepare_module.prepare("cifar10", at.folder / "sets", path)
+
+
+def download(fail: str) -> Callable[[At], Any]:
+    def provoke(at: At) -> None:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            at.patch.setattr(Server, "fail", fail)
+            url = f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
+            at.patch.setitem(prepare_module.CIFARS, "cifar10", replace(prepare_module.CIFARS["cifar10"], url=url))
+            try:
+                prepare_module.prepare("cifar10", at.folder)
+            finally:
+                server.shutdown()
+
+    return provoke
+
+
+def no_room(at: At) -> None:
+    usage = shutil.disk_usage(at.folder)._replace(free=5_000_000)
+    at.patch.setattr(shutil, "disk_usage", lambda folder: usage)
+    prepare_module.prepare("cifar10", at.folder)
+
+
+def full_disk(at: At) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("write() failed: No space left on device")  # the record writer's words
+
+    at.patch.setattr(prepare_module, "_builder", full)
+    archive()(at)
+
+
+def without_tensorflow(at: At) -> None:
+    at.patch.setitem(sys.modules, "tensorflow", None)
+    prepare_module.prepare("mnist", at.folder)
+
+
+def prepared(file: str = "", old: str = "", new: str = "", **config: Any) -> Callable[[At], Any]:
+    """Open a prepared set, one of whose files of metadata is changed."""
+
+    def provoke(at: At) -> None:
+        archive()(at)
+        if file:
+            path = next((at.folder / "sets").rglob(file))
+            changed = re.sub(old, new, path.read_text())
+            assert changed != path.read_text()
+            path.write_text(changed)
+        Tfds(TfdsData(dir=str(at.folder / "sets"), **config), "val")
+
+    return provoke
+
+
+def same_names(at: At) -> None:
+    source = Digits("val")
+    source.class_names = ["three"] * 10
+    describe(source)
+
+
+def lost(at: At) -> None:
+    # Made when the module is imported; tests/test_hosts.py sees it printed when a process is killed.
+    raise runpy.run_path(str(REPO / "vit" / "training" / "hosts.py"))["LOST"]
+
+
+def distributed(at: At) -> None:
+    at.patch.setenv("JAX_NUM_PROCESSES", "two")
+    with joined(True):
+        pass
+
+
+def saved(at: At, *steps: int) -> Path:
+    """A run's folder with checkpoints."""
+    with Checkpoints(at.folder / "run" / "checkpoints") as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), meta(step))
+            checkpoints.wait()
+    return at.folder / "run"
+
+
+def damaged(at: At, *steps: int, then: str) -> None:
+    run = saved(at, *steps)
+    flip(run / "checkpoints" / str(steps[0]) / "meta.json")
+    open_run(run, then)
+
+
+def save_below_a_file(at: At) -> None:
+    with Checkpoints(at.file() / "checkpoints") as checkpoints:
+        checkpoints.save(3, state(), meta(3))
+
+
+def other_data(**differing: Any) -> Callable[[At], Any]:
+    """Evaluate a model of other data on the digits."""
+    data = {**describe(Digits("val")), **differing}
+    model = Trained(Config(), None, {}, {"data": data}, 3, Path("runs/digits-s0"), [])
+    stop: Any = None
+    return lambda at: evaluate_split(model, "val", stop)
+
+
+def diverging(at: At) -> None:
+    with Run(at.folder, bad=range(5, 1000)) as run:
+        run.loop.run()
+
+
+def resumed(**changes: Any) -> Callable[[At], Any]:
+    begun = Config(steps=50)
+    return lambda at: check_resumable(replace(begun, **changes), at.folder, Found(12, {"config": to_json(begun)}, {}))
+
+
+def gone(at: At) -> None:
+    at.file("metrics.jsonl", '{"step": 10, "split": "train"}\n')
+    check_resumable(Config(), at.folder, None)
+
+
+def lock(*paths: Path) -> None:
+    with contextlib.ExitStack() as held:
+        for path in paths:
+            held.enter_context(locked(path))
+
+
+def compared(at: At) -> None:
+    """Two runs of nothing yet, compared in a page below a file."""
+    for name in ("a", "b"):
+        (at.folder / name).mkdir()
+        at.file(f"{name}/config.json", json.dumps(to_json(Config())))
+    cli.run(["report", str(at.folder / "a"), str(at.folder / "b"), "--out", str(at.file() / "report.html")])
+
+
+def bad_tar(fault: str) -> Callable[[At], Any]:
+    return archive(before=FAULTS[fault][0])
+
+
+def program(*args: str) -> Callable[[At], Any]:
+    """A program of its own, for what this process can't be asked any more; its last words."""
+
+    def provoke(at: At) -> None:
+        call = [sys.executable, str(REPO / args[0]), *args[1:]]
+        done = subprocess.run(call, cwd=at.folder, env=program_environment(), capture_output=True, text=True, check=False)
+        print(*done.stderr.splitlines()[-3:], sep="\n", file=sys.stderr)
+        sys.exit(done.returncode)
+
+    return provoke
+
+
+CASES: dict[str, Callable[[At], Any]] = {
+    # the command line
+    "unknown flag": flags("--lr", "3"),
+    "unexpected argument": flags("digits"),
+    "flag that takes no value": flags("--fsdp=yes"),
+    "value of another type": flags("--steps", "many"),
+    "values of another type": flags("--data.mean", "0.1", "grey"),
+    "missing value": flags("--steps", "--seed", "1"),
+    "empty value": flags("--steps="),
+    "unknown choice": flags("--model.dtype", "float16"),
+    "value out of range": flags("--ema", "1"),
+    "heads that don't divide the width": flags("--model.heads", "5"),
+    "width that sin-cos can't fill": flags("--model.width=66", "--model.heads=2", "--model.position=sincos"),
+    "batch that can't be cut": flags("--accumulate", "3"),
+    "sizes without shares": flags("--schedule.sizes", "4"),
+    "shares that go back": flags("--schedule.sizes", "4", "4", "--schedule.until", "0.5", "0.2"),
+    "size without whole patches": flags("--model.patch=4", "--schedule.sizes=6", "--schedule.until=0.5"),
+    "no mean": flags("--data.mean"),
+    "mean and deviation of unequal length": flags("--data.mean", "0.1", "0.2"),
+    # the config file
+    "config without file": flags("--config"),
+    "config file that isn't there": lambda at: config_at(at.file("digits.py").with_name("digit.py")),
+    "config file in no folder": lambda at: config_at(at.folder / "none" / "x.py"),
+    "config file that fails": config_file("def get_config():\n    return Confg()"),
+    "config file without get_config": config_file("steps = 3"),
+    "config file that returns nothing": config_file("def get_config():\n    Config()"),
+    "config file that returns another thing": config_file("def get_config():\n    return 3"),
+    "another class in a config file": config_with("model=AdamW()"),
+    "a name for a class in a config file": config_with("optim='adam'"),
+    "a number for a tuple in a config file": config_with("data=DigitsData(mean=0.3)"),
+    "a text for a number in a config file": config_with("steps='3'"),
+    "unknown variant in a config file": config_with("model=ViTConfig.variant('XL/16')"),
+    "random crops in memory": config_with("data=TfdsData(size=224)"),
+    "configuration of a newer version": read({**to_json(Config()), "soup": 1}),
+    "configuration of unknown data": read({"type": "Config", "data": {"type": "Moon"}}),
+    # models from Python
+    "unknown variant": lambda at: vit.create("S16"),
+    "model of no size": lambda at: vit.create("S/16", classes=-1),
+    "image that patches don't tile": lambda at: vit.create("S/16", image_size=100),
+    # the vit command
+    "unknown command": command("inform"),
+    "info on an image size": command("info", "S/16", "big"),
+    "info on a folder without a run": command("info", "{folder}"),
+    # the operating system
+    "a folder below a file": lambda at: vit_program(at, "prepare", "cifar10", "--data.dir", str(at.file() / "sets")),
+    "no permission": failing(errno.EACCES, "/data/sets"),
+    "disk full somewhere": failing(errno.ENOSPC),
+    "a folder in a file's place": failing(errno.EISDIR, "/data/sets"),
+    # preparing data
+    "archive of another set": command("prepare", "mnist", "--archive", "{folder}/a.tar.gz"),
+    "archive that isn't there": command("prepare", "cifar10", "--data.dir", "{folder}", "--archive", "{folder}/a.tar.gz"),
+    "no room for a set": no_room,
+    "disk full while writing a set": full_disk,
+    "download not found": download("missing"),
+    "download of something else": download(""),
+    "archive with a link": bad_tar("a link"),
+    "archive with a path that leads elsewhere": bad_tar("a traversal path"),
+    "archive with a member twice": bad_tar("twice the same"),
+    "archive with a large readme": bad_tar("a large readme"),
+    "archive with a member of a wrong size": bad_tar("a wrong size"),
+    "archive that is a bomb": bad_tar("a bomb"),
+    "archive cut short": truncated,
+    "archive without a member": archive(lambda files: {k: x for k, x in files.items() if k != "data_batch_3.bin"}),
+    "archive with an unknown label": archive(lambda files: {**files, "test_batch.bin": b"\x0a" + files["test_batch.bin"][1:]}),
+    "archive with too few class names": archive(lambda files: {**files, "batches.meta.txt": b"cat\ndog\n"}),
+    "unknown set": lambda at: prepare_module.prepare("cifar11", at.folder),
+    "set that needs TensorFlow": without_tensorflow,
+    # reading data
+    "set that isn't prepared": lambda at: Tfds(TfdsData(name="mnist", dir=str(at.folder)), "train"),
+    "set without labels": prepared("features.json", '"label": {', '"boxes": {'),
+    "set of many sizes": prepared("features.json", r'"dimensions": \[\s*"32",\s*"32"', '"dimensions": ["-1", "-1"'),
+    "set for reading in order": prepared("dataset_info.json", '"array_record"', '"tfrecord"'),
+    "set without the split": prepared(val="validation"),
+    "classes of the same name": same_names,
+    "statistics of other channels": lambda at: preprocessing(DigitsData(mean=(0.1, 0.2, 0.3)), describe(Digits("val"))),
+    # starting to train
+    "unknown store": lambda at: open_folder("ftp://bucket/run"),
+    "store without its package": program("train.py", *SMALL, "--workdir=gs://bucket/run"),
+    "batch that the devices can't share": lambda at: check_batch_size(72, 2, make_mesh()),
+    "no coordinator": program("train.py", "--distributed"),
+    "a count of processes that isn't one": distributed,
+    "another process lost": lost,
+    "run's folder below a file": lambda at: lock(at.file() / "run"),
+    "two trainers in a folder": lambda at: lock(at.folder, at.folder),
+    # going on
+    "run whose checkpoints are gone": gone,
+    "run with another seed": resumed(seed=1),
+    "run with other settings": resumed(batch_size=64, seed=1),
+    "run with another optimiser": resumed(optim=SGD()),
+    "run that is further": resumed(steps=5),
+    "no whole checkpoint": lambda at: damaged(at, 1, then="last"),
+    # training
+    "save that fails": save_below_a_file,
+    "training that diverges": diverging,
+    # evaluating
+    "evaluation of nothing": lambda at: evaluation(at),
+    "evaluation of a folder without a run": lambda at: evaluation(at, workdir=str(at.folder)),
+    "checkpoint that isn't there": lambda at: open_run(saved(at, 1, 2), "5"),
+    "checkpoint that is damaged": lambda at: damaged(at, 1, 2, then="1"),
+    "report on no run": command("report", "{folder}"),
+    "report below a file": compared,
+    "model of fewer classes": other_data(class_names=["cat", "dog"]),
+    "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
+    "model of other channels": other_data(channels=3),
+}  # fmt: skip
+
+
+# ---- what they say ----
+
+REACHED: set[tuple[str, int]] = set()  # file and line at which an error was made
+
+
+@functools.cache
+def said(name: str) -> str:
+    """The text of a case's error, with placeholders for what differs from run to run."""
+    make = UserError.__init__
+
+    def noting(self: UserError, *args: Any) -> None:
+        caller = sys._getframe(1)
+        REACHED.add((caller.f_code.co_filename, caller.f_lineno))
+        make(self, *args)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as printed,
+    ):
+        patch.setattr(UserError, "__init__", noting)
+        folder = os.path.realpath(folder)
+        try:
+            CASES[name](At(Path(folder), patch))
+            text = "no error"
+        except UserError as error:
+            text = str(error)
+        except SystemExit:  # the whole program was asked
+            text = printed.getvalue().strip()
+    text = text.replace(folder, "<folder>").replace(str(REPO), "<repository>")
+    return re.sub(r"(?<=127\.0\.0\.1:)\d+", "<port>", text)
+
+
+def golden() -> dict[str, str]:
+    sections = GOLDEN.read_text().split("## ")[1:]
+    return {name: text.strip("\n") for name, _, text in (section.partition("\n") for section in sections)}
+
+
+def write_golden() -> None:
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text("\n".join(f"## {name}\n{said(name)}\n" for name in CASES))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_error_is_the_golden_one(name):
+    assert said(name) == golden()[name]
+
+
+def test_every_golden_text_has_its_case():
+    assert list(golden()) == list(CASES)
+
+
+def sites() -> dict[str, tuple[str, range]]:
+    """Every place that makes a `UserError`: its name, its file and lines."""
+    found = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "UserError":
+                lines = range(node.lineno, node.end_lineno + 1)
+                found[f"{path.relative_to(REPO)}:{node.lineno}: {ast.unparse(node)}"] = (str(path), lines)
+    return found
+
+
+def test_every_place_that_makes_an_error_has_a_case():
+    for name in CASES:
+        said(name)
+    assert len(sites()) > 40
+    missed = [
+        site for site, (path, lines) in sites().items() if not any(file == path and line in lines for file, line in REACHED)
+    ]
+    assert not missed, "no case in tests/test_errors.py reaches\n" + "\n".join(missed)
+
+
+# What a user can do starts with one of these.
+VERBS = {
+    "bring", "choose", "define", "did", "evaluate", "give", "keep", "lengthen", "lower", "make", "mend", "prepare", "remove",
+    "resize", "return", "run", "see", "set", "take", "try", "use", "uv", "vit", "wait",
+}  # fmt: skip
+NOISE = r"Traceback|<class|<function|Path\(|PosixPath|\bNone\b|  |\[Errno|invalid literal|object at 0x|urlopen|\w+Error\("
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_golden_text_says_what_where_and_what_to_do(name):
+    lines = golden()[name].splitlines()
+    assert [line[:7] for line in lines] == ["error: ", "   at: ", "  fix: "]
+    for line in lines:
+        assert 0 < len(line[7:].strip()) < 300
+        assert not re.search(NOISE, line[7:]), line
+    assert lines[2][7:].split()[0] in VERBS, lines[2]
+
+
+if __name__ == "__main__":
+    write_golden()
