@@ -204,7 +204,8 @@ def test_the_readme_names_every_file_and_no_other():
         if not name.endswith("/"):
             named.add("/".join(folder))
     have = {str(p.relative_to(REPO)) for p in FILES if p.name != "__init__.py" or p.stat().st_size > 60}
-    have |= {"train.py", "eval.py", *(str(p.relative_to(REPO)) for p in (REPO / "configs").glob("*.py"))}
+    have |= {"train.py", "eval.py"}
+    have |= {str(p.relative_to(REPO)) for folder in ("benchmarks", "configs") for p in (REPO / folder).glob("*.py")}
     assert {name for name in named if name.endswith(".py")} == have
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (REPO / link).exists(), link

@@ -50,11 +50,17 @@ def three_lines(err):
     return err
 
 
+PICTURES = [
+    "curves.png", "labels.png", "train_batch.png", "val_predictions.png", "confusion.png", "top_losses.png",
+    "calibration.png", "attention.png",
+]  # fmt: skip
+
+
 def test_what_a_run_leaves(trained):
     files = {p.name for p in trained.iterdir() if not p.name.startswith((".", "events"))}
     assert files == {
-        "config.json", "metrics.jsonl", "checkpoints", "curves.png", "train_batch.png", "confusion.png",
-        "eval.json", "predictions.npz",
+        "config.json", "environment.json", "metrics.jsonl", "checkpoints", "eval.json", "predictions.npz", *PICTURES,
+        "report.html",
     }  # fmt: skip
     assert list(trained.glob("events.out.tfevents*"))
     assert json.loads((trained / "config.json").read_text())["model"]["width"] == 16
@@ -73,7 +79,7 @@ def test_what_a_run_leaves(trained):
 def test_pictures_are_not_blank(trained):
     from matplotlib.image import imread
 
-    for name in ("curves.png", "train_batch.png", "confusion.png"):
+    for name in PICTURES:
         picture = imread(trained / name)[..., :3]
         assert picture.std() > 0.05, name
         assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 30, name
