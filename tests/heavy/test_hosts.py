@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import SMALL, program_environment, run
 from tests.test_hosts import assert_same_losses, ended, losses, start_two, wait_for_step
-from tests.test_programs import final_state
+from tests.test_programs import PICTURES, final_state
 
 
 def test_a_run_goes_on_with_more_or_fewer_processes(trained, tmp_path):
@@ -49,6 +49,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, told):
     step, _ = final_state(workdir)
     for _, err in outputs:
         assert f"stopped at step {step} and saved" in err
+    assert {"report.html", *PICTURES} <= {p.name for p in workdir.iterdir()}
 
 
 def test_a_mistake_on_one_host_ends_both(tmp_path):

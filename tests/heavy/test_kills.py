@@ -15,7 +15,7 @@ COMMAND = [*SMALL, "--steps=1500", "--save-every=50", "--eval-every=100"]
 STOPS = 7
 
 CHECKPOINT = "vit.training.checkpoint."
-SAVING = [  # the phases of a save, in their order: (place, call)
+SAVING = [  # the phases of a save, in their order: (place, call). A kill comes at one of these calls, by chance.
     (CHECKPOINT + "collect", 2),
     (CHECKPOINT + "Checkpoints._commit", 3),
     ("vit.training.storage.files", 2),
@@ -108,10 +108,11 @@ def struck(number, place, count, workdir):
 
 def test_killed_at_every_place(whole, tmp_path):
     """One run, killed at one place after the other; then one that is only killed at its end."""
-    kills = [*KILLS, *AT_THE_END]
-    print()
-    for place, count in kills:
-        code, err = struck("SIGKILL", place, count, tmp_path / "run")
+    kills, seed = [*KILLS, *AT_THE_END], random.randrange(10**6)
+    rng = random.Random(seed)
+    print(f"\nseed {seed}")
+    for place, most in kills:
+        code, err = struck("SIGKILL", place, rng.randint(1, most), tmp_path / "run")
         assert code == -signal.SIGKILL, f"{place}: {err}"
     run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
@@ -125,6 +126,7 @@ def test_told_to_stop_at_every_place(whole, tmp_path):
         assert code == 75, f"{place}: {err}"
         step, _ = final_state(tmp_path / "run")
         assert f"stopped at step {step} and saved" in err
+        assert (tmp_path / "run" / "report.html").is_file()
     run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
     (tmp_path / "run" / "eval.json").unlink()

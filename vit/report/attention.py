@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 
 from vit.models.vit import merge
-from vit.report.draw import BLUE, INK, ORANGE, grid, heading, save, show, text
+from vit.report.draw import BLUE, ORANGE, caption, grid, heading, save, show, text
 from vit.training.sharding import distribute, replicated
 
 Seen = dict[str, np.ndarray]  # image, label, guess, rollout and last, each of some images
@@ -78,19 +78,19 @@ def watch(task: Any, prepare: Any, source: Any, mesh: Mesh, count: int = 8) -> C
 def picture(path: Any, seen: Seen, class_names: Sequence[str]) -> None:
     """Of each image: itself with its true and predicted class, the rollout over it, the last block's attention."""
     images, truth, predicted, everything, last = (seen[name] for name in ("image", "label", "guess", "rollout", "last"))
-    figure, axes = grid(3 * len(images), 6 if len(images) > 1 else 3, (1.35, 1.58), 0.7)
+    figure, axes = grid(3 * len(images), 6 if len(images) > 1 else 3, 1.35, 2, 0.7)
     h, w = everything.shape[1:]
     for i, image in enumerate(images):
         whole, over, alone = axes[3 * i : 3 * i + 3]
         right = truth[i] == predicted[i]
         names = text(class_names[truth[i]], 18), text(class_names[predicted[i]], 16)
         show(whole, image)
-        whole.set_title(f"{names[0]}\n→ {names[1]}", fontsize=8, color=BLUE if right else ORANGE, pad=3)
+        caption(whole, f"{names[0]}\n→ {names[1]}", BLUE if right else ORANGE)
         show(over, image if image.shape[-1] == 1 else image.mean(axis=-1, keepdims=True))
         _heat(over, everything[i], image, 0.6)
-        over.set_title("rollout", fontsize=8, color=INK, pad=3)
+        caption(over, "rollout")
         _heat(alone, last[i], image, 1.0)
-        alone.set_title("last block", fontsize=8, color=INK, pad=3)
+        caption(alone, "last block")
     words = f"Attention for the pooled vector, {h}×{w} patches, each map from its least (dark) to its most (bright): "
     heading(figure, words + "rollout through all blocks over the image, and the last block's mean over heads")
     save(figure, path)

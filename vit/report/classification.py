@@ -18,7 +18,7 @@ def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def validation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
     """`val_predictions.png`: the first examples."""
-    first = np.arange(min(SHOWN, len(source)))
+    first = np.arange(min(SHOWN, len(examples["label"])))
     probabilities, truth = task.probabilities(examples["outputs"][first]), examples["label"][first]
     title = f"{title}, top-1 {figures['top1']:.2%}: first examples (✓ right, → wrong; how sure)"
     pictures.predictions(run / "val_predictions.png", _images(source, first), truth, probabilities, task.class_names, title)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.report.draw import BLUE, INK, ORANGE, grid, heading, save, show, text
+from vit.report.draw import BLUE, INK, ORANGE, caption, grid, heading, save, show, text
 from vit.training.state import example_keys
 
 MANY = 40  # classes; beyond that their names find no room
@@ -22,18 +23,18 @@ def train_batch(path: Any, batches: Batches, prepare: Any, config: Config, class
     """The first images of the first training batch, at most 64, as the model sees them: augmented, with their labels."""
     batch = next(batches.starting_at(0))
     keys = example_keys(config.seed, jnp.zeros((), jnp.int32), jnp.asarray(batch["id"]))
-    seen = prepare({name: jnp.asarray(x) for name, x in batch.items()}, keys)
+    seen = jax.jit(prepare)({name: jnp.asarray(x) for name, x in batch.items()}, keys)
     images = np.asarray(to_pixels(seen["image"][:64], config.data))
     titles = [text(class_names[int(label)], 13) for label in batch["label"]]
     if "partner" in seen:
         others = (text(class_names[int(label)], 13) for label in seen["partner"])
         mixed = zip(titles, others, np.asarray(seen["share"]), strict=True)
         titles = [f"{own} {share:.0%}\n{other}" for own, other, share in mixed]
-    figure, axes = grid(len(images), 8, (1.1, 1.3 if "partner" in seen else 1.25))
+    figure, axes = grid(len(images), 8, 1.1, 2 if "partner" in seen else 1)
     size = 9 if "partner" not in seen and max(map(len, titles)) < 9 else 7
     for ax, image, title in zip(axes, images, titles, strict=False):
         show(ax, image)
-        ax.set_title(title, fontsize=size, color=INK, pad=2)
+        caption(ax, title, size=size)
     save(figure, path)
 
 
@@ -97,7 +98,7 @@ def predictions(
     losses: Float[np.ndarray, "B"] | None = None,
 ) -> None:
     """Images with their true class, below it the predicted one (✓: the same) and its probability; and losses, if given."""
-    figure, axes = grid(len(images), 6, (1.45, 1.78 if losses is None else 1.9), 0.6)
+    figure, axes = grid(len(images), 6, 1.45, 2 if losses is None else 3, 0.6)
     best = probabilities.argmax(axis=1)
     for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
         show(ax, image)
@@ -105,6 +106,6 @@ def predictions(
         sure = f"{probabilities[i, best[i]]:.0%}"
         lines = [own, f"✓ {sure}" if right else f"→ {guess} ({sure})"]
         lines += [] if losses is None else [f"loss {losses[i]:.2f}"]
-        ax.set_title("\n".join(lines), fontsize=8, color=BLUE if right else ORANGE, pad=3)
+        caption(ax, "\n".join(lines), BLUE if right else ORANGE)
     heading(figure, title)
     save(figure, path)

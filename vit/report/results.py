@@ -43,16 +43,22 @@ def write(run: Any, model: Trained, figures: dict[str, Any], examples: dict[str,
 def training(run: Any, task: Any, source: Any, seen: dict[str, Any], evaluated: bool) -> None:
     """What can be drawn when training has ended, be it early: curves, the last validation, the page.
 
+    A disk that refuses them costs the pictures, not the run, nor the message of what ended it.
+
     Args:
       seen: of the last validation, `step`, `figures`, `examples` and `attention`; empty if there was none.
       evaluated: the run was evaluated before; else the pictures of the evaluation show the validation split for now.
     """
-    curves.curves(run)
-    if seen:
-        own, examples = OF_TASK[type(task)], seen["examples"]
-        title = f"{source.name} val, step {seen['step']:,}"
-        own.validation(run, task, examples, seen["figures"], source, title)
-        attention.picture(run / "attention.png", seen["attention"], task.class_names)
-        if not evaluated:
-            own.evaluation(run, task, examples, seen["figures"], source, title)
-    page.report(run)
+    try:
+        curves.curves(run)
+        if seen:
+            own, examples = OF_TASK[type(task)], seen["examples"]
+            part = "" if len(examples["label"]) == len(source) else f" ({len(examples['label'])} of {len(source):,} images)"
+            title = f"{source.name} val{part}, step {seen['step']:,}"
+            own.validation(run, task, examples, seen["figures"], source, title)
+            attention.picture(run / "attention.png", seen["attention"], task.class_names)
+            if not evaluated:
+                own.evaluation(run, task, examples, seen["figures"], source, title)
+        page.report(run)
+    except OSError as error:
+        print(f"the pictures and report.html couldn't be written: {error}")
