@@ -7,8 +7,9 @@ from pathlib import Path
 
 # Before jax starts: eight simulated devices in this process (a computation that names no devices still runs on one), and
 # compilations in half the time. The programs under test are compiled as a user's are.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import hypothesis
 import jax
