@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from vit.errors import UserError
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
 
+UpToOne = Annotated[float, Range(0, 1, open="low")]
+
 # name: (width, depth, heads, MLP width). Ti to L: https://arxiv.org/abs/2010.11929 and https://arxiv.org/abs/2012.12877;
 # g: https://arxiv.org/abs/2106.04560, table 2.
 VARIANTS = {
@@ -149,6 +151,8 @@ class AdamW:
     """Decay of the mean of gradients."""
     b2: Share = 0.999
     """Decay of the mean of squared gradients."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class Muon:
     """Decay of the mean of the others' gradients."""
     b2: Share = 0.95
     """Decay of the mean of the others' squared gradients."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,8 @@ class SGD:
     """L2 penalty on kernels, added to their gradient."""
     momentum: Share = 0.9
     """Momentum."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config) -> State
     _, params = split(build(nnx.Rngs(config.seed)))
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
     ema = jax.tree.map(jnp.copy, params) if config.ema else {}
-    return {"params": params, "opt": optimizer(config.optim, config.clip).init(params), "ema": ema, **counters}
+    return {
+        "params": params,
+        "opt": optimizer(config.optim, config.clip, config.model.depth).init(params),
+        "ema": ema,
+        **counters,
+    }
 
 
 def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[Array, "B"]:
@@ -44,7 +49,8 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
-    schedule, optim = learning_rate(config.schedule, config.optim.lr, config.steps), optimizer(config.optim, config.clip)
+    schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
+    optim = optimizer(config.optim, config.clip, config.model.depth)
 
     def mean_loss(params: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
         losses = task.loss(merge(graph, params), batch, keys)
