@@ -205,6 +205,16 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (arXiv 2106.09685): train low-rank additions to the blocks' matrices, and the head; all else is frozen."""
+
+    rank: Natural = 0
+    """Rank of the additions; 0: none."""
+    alpha: Positive = 16.0
+    """The additions are scaled by alpha / rank."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run."""
 
@@ -234,13 +244,22 @@ class Config:
     """Spread parameters and optimiser state over the devices, instead of a copy on each."""
     distributed: bool = False
     """One of several processes, one a host: call jax.distributed.initialize() first."""
+    weights: str = ""
+    """Pretrained weights to begin from: a file, a run's folder, timm:NAME or hf:NAME. They decide the model's sizes."""
+    freeze: tuple[str, ...] = ()
+    """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
+    auto: tuple[str, ...] = ()
+    """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
     data: DigitsData | TfdsData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
+
+FREE = {"drop_path", "dropout", "dtype", "fused"}  # what pretrained weights leave open of a model's configuration
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
@@ -311,7 +330,7 @@ def to_json(config: Any) -> Any:
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
     classes = (Config, DigitsData, TfdsData, AugmentConfig, ClassificationConfig, ViTConfig)
-    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig)}
+    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):
