@@ -104,6 +104,26 @@ class TfdsData:
 
 
 @dataclass(frozen=True)
+class FolderData:
+    """Your own images, in any form that is found (docs/decisions/0008); every image becomes a square."""
+
+    dir: str = ""
+    """Class folders, a table of paths and labels (CSV, JSONL), or a prepared set of TFDS or Hugging Face; or hf:NAME."""
+    size: Count = 224
+    """Side of the square crops made while reading, random in training (arXiv 1409.4842), central else."""
+    crop: Annotated[float, Range(0, 1, open="low")] = 0.875
+    """Side of the central crop, as a share of the shorter side."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per-channel mean of pixels in [0, 1], subtracted before the model."""
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    stream: bool = True
+    """Read through Grain's threads; else all images are held in memory as evaluation sees them."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that can't be decoded ends the run, or another stands in for it, for at most 1 % of the images."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes to training images, inside the jitted step. Zero switches an operation off."""
 
@@ -250,7 +270,7 @@ class Config:
     """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
     auto: tuple[str, ...] = ()
     """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
-    data: DigitsData | TfdsData = field(default_factory=DigitsData)
+    data: DigitsData | TfdsData | FolderData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
@@ -317,6 +337,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
+        if isinstance(config.data, FolderData):
+            yield not config.data.dir, "--data.dir is missing", "the folder of your images"
 
 
 def to_json(config: Any) -> Any:
@@ -329,7 +351,7 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    classes = (Config, DigitsData, TfdsData, AugmentConfig, ClassificationConfig, ViTConfig)
+    classes = (Config, DigitsData, TfdsData, FolderData, AugmentConfig, ClassificationConfig, ViTConfig)
     known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:
