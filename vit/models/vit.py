@@ -63,8 +63,10 @@ class ViT(nnx.Module):
             self.pre_norm = norm()
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nnx.List([Block(config, rate, **shared) for rate in rates])
-        if config.final_norm != "none":
+        if config.final_norm == "tokens":
             self.norm = norm()
+        if config.final_norm == "pooled":
+            self.fc_norm = norm()
         if config.pool == "map":
             activation = "gelu" if config.activation == "swiglu" else config.activation
             self.attn_pool = AttentionPool(D, config.heads, config.mlp, activation=activation, eps=config.eps, **shared)
@@ -135,7 +137,7 @@ class ViT(nnx.Module):
         else:
             pooled, w = self.attn_pool(patches)
             out |= {"pool_attention": w} if attention else {}
-        pooled = out["pooled"] = self.norm(pooled) if config.final_norm == "pooled" else pooled
+        pooled = out["pooled"] = self.fc_norm(pooled) if config.final_norm == "pooled" else pooled
         if config.distilled and hasattr(self, "head"):
             result = (self.head(self._represent(x[:, 0])) + self.head_dist(self._represent(x[:, 1]))) / 2
         else:

@@ -4,5 +4,5 @@ A name table says for each parameter which arrays of the other side it is made o
 over on either side is an error.
 """
 
-from vit.weights.load import load as load
 from vit.weights.pretrained import Pretrained as Pretrained
+from vit.weights.source import load as load

@@ -52,7 +52,7 @@ def table(config: ViTConfig, channels: int, classes: int, layout: Layout) -> Tab
         rules += norm("pre_norm", "norm_pre")
     rules += _block(config, layout)
     if config.final_norm != "none":
-        rules += norm("norm", "norm" if config.final_norm == "tokens" else "fc_norm")
+        rules += norm(*["norm" if config.final_norm == "tokens" else "fc_norm"] * 2)
     if config.pool == "map":
         rules += [rule("attn_pool/latent", "attn_pool.latent"), *_pool()]
     for name in ("head", "head_dist") if config.distilled else ("head",):

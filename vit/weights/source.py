@@ -15,10 +15,18 @@ from vit.weights.pretrained import Found, Pretrained
 
 
 def load(text: str) -> Pretrained:
-    """Pretrained weights: a `.safetensors` or `.npz` file, a folder that holds one, `timm:NAME` or `hf:ORG/NAME`.
+    """Pretrained weights: a `.safetensors` or `.npz` file, a folder with one, a run of ours, `timm:NAME` or `hf:ORG/NAME`.
 
     Raises `UserError` if there are none, they are pickled or damaged, or don't fit our ViT to the last key.
     """
+    from vit.training.storage import open_folder
+    from vit.weights.runs import is_run, load_run
+
+    if "://" in text or is_run(Path(text).expanduser()):
+        folder = open_folder(text)
+        if is_run(folder):
+            return load_run(folder)
+        raise UserError("there is no run here", text, "give the folder of a run, as runs/digits-s0")
     found = find(text)
     if found.ours:
         return _own(found)
