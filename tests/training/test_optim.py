@@ -118,8 +118,8 @@ def test_the_moving_average_is_short_at_first():
 
 # What timm 1.0.31's param_groups_layer_decay(layer_decay=0.5) gives a ViT of three blocks, as lr_scale.
 TIMM = {
-    "cls_token": 0.0625, "pos_embed": 0.0625, "reg_token": 0.0625, "patch_embed/proj/kernel": 0.0625,
-    "patch_embed/proj/bias": 0.0625, "norm_pre/scale": 0.0625, "blocks/0/norm1/scale": 0.125,
+    "cls_token": 0.0625, "pos_embed": 0.0625, "registers": 0.0625, "patch_embed/proj/kernel": 0.0625,
+    "patch_embed/proj/bias": 0.0625, "pre_norm/scale": 0.0625, "blocks/0/norm1/scale": 0.125,
     "blocks/1/attn/qkv/kernel": 0.25, "blocks/2/mlp/fc2/bias": 0.5, "norm/scale": 0.5, "norm/bias": 0.5,
     "attn_pool/latent": 1.0, "fc_norm/scale": 1.0, "head/kernel": 1.0, "head/bias": 1.0,
 }  # fmt: skip

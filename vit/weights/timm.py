@@ -191,7 +191,7 @@ def _heads(arrays: Arrays, width: int, rope: str, told: dict[str, Any], found: F
         return int(told["num_heads"])
     if "giantopt" in found.name:
         return 16
-    if rope == "none" and width in HEADS or width == 4096:
+    if (rope == "none" and width in HEADS) or width == 4096:
         return HEADS[width]
     if width % 64:
         fix = 'give a config.json beside it that says {"architecture": NAME, "model_args": {"num_heads": NUMBER}}'
