@@ -85,8 +85,8 @@ VIT_MEMORY = {
 }
 QKV_MEMORY = {rf"attention\.{x[0]}_proj": f"attention.attention.{x}" for x in ("query", "key", "value")}
 MEMORY = {
-    **dict.fromkeys(("vit", "deit", "vit_mae"), {**VIT_MEMORY, **QKV_MEMORY}),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), {r"attention\.o_proj": "attention.output.dense", **QKV_MEMORY}),
+    **{kind: {**VIT_MEMORY, **QKV_MEMORY} for kind in ("vit", "deit", "vit_mae")},
+    **{kind: {r"attention\.o_proj": "attention.output.dense", **QKV_MEMORY} for kind in ("dinov2", "dinov2_with_registers")},
     "dinov3_vit": {r"^model\.layer\.": "layer."},
 }
 UNUSED = {
