@@ -89,6 +89,16 @@ MEMORY = {
     **{kind: {r"attention\.o_proj": "attention.output.dense", **QKV_MEMORY} for kind in ("dinov2", "dinov2_with_registers")},
     "dinov3_vit": {r"^model\.layer\.": "layer."},
 }
+SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16}
+# What a family's config.json may leave out, as transformers fills it in.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("vit", "deit", "vit_mae"), SIZES),
+    **{kind: {**SIZES, "patch_size": 14, "layer_norm_eps": 1e-6} for kind in ("dinov2", "dinov2_with_registers")},
+    "dinov3_vit": {**SIZES, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-5},
+    "clip_vision_model": {**SIZES, "patch_size": 32, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
+    "siglip_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
+    "siglip2_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "num_patches": 256},
+}
 UNUSED = {
     r"(.*\.)?embeddings\.mask_token$": "the mask token of pre-training",
     r"decoder\.": "the decoder of pre-training",
@@ -115,7 +125,7 @@ def kind_of(found: Found) -> tuple[str, dict[str, Any]]:
         raise UserError(what, found.where, "give the whole folder, as save_pretrained wrote it")
     if kind not in NAMES:
         raise UserError(f"there is no model of the kind {kind!r:.40} here", found.where, f"give one of: {', '.join(NAMES)}")
-    return kind, vision
+    return kind, {**DEFAULTS[kind], **{name: value for name, value in vision.items() if value is not None}}
 
 
 def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str]]:
@@ -152,7 +162,7 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str
 
 
 def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: Names) -> ViTConfig:
-    arrays, tower = found.arrays, kind.endswith("vision_model")
+    arrays = found.arrays
     act = told.get("hidden_act", "gelu")
     block = prefix + names.block.replace("{i}", "0")
     gated = bool(names.gated) and f"{block}{names.gated[0]}.weight" in arrays
@@ -179,7 +189,7 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
         width=told["hidden_size"],
         depth=told["num_hidden_layers"],
         heads=told["num_attention_heads"],
-        mlp=arrays[down].shape[1] if down in arrays else told.get("intermediate_size", 4 * told["hidden_size"]),
+        mlp=arrays[down].shape[1] if down in arrays else told["intermediate_size"],
         position="none" if kind == "dinov3_vit" else "learned",
         rope="dinov3" if kind == "dinov3_vit" else "none",
         resample={"dinov2_with_registers": "cubic", "siglip2_vision_model": "linear"}.get(kind, "cubic_torch"),
@@ -195,7 +205,7 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
         qkv_bias=("qkv" if with_key else "qv") if biased else "none",
         layer_scale=told.get("layerscale_value", 1.0) if kind.startswith("dino") else 0.0,
         activation="swiglu" if gated else ACTIVATIONS[act],
-        eps=told.get("layer_norm_eps", 1e-6 if tower else 1e-12),
+        eps=told.get("layer_norm_eps", 1e-12),
     )
 
 
