@@ -31,6 +31,7 @@ from tests.conftest import REPO, SMALL, program_environment
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
+from tests.weights import faults as weights
 from vit import cli
 from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
 from vit.data import prepare as prepare_module
@@ -380,6 +381,8 @@ CASES: dict[str, Callable[[At], Any]] = {
     "model of fewer classes": other_data(class_names=["cat", "dog"]),
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
+    # pretrained weights
+    **weights.CASES,
 }  # fmt: skip
 
 

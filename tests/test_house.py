@@ -14,7 +14,8 @@ FILES = sorted((REPO / "vit").rglob("*.py"))
 DOORS = {
     "errors": set(),
     "limits": {"errors"},
-    "config": {"errors", "limits"},
+    "backbone": {"errors", "limits"},
+    "config": {"backbone", "errors", "limits"},
     "flags": {"config", "errors", "limits"},
     "models": {"config", "errors"},
     "tasks": {"config", "errors", "models"},
@@ -22,7 +23,7 @@ DOORS = {
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
     "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
-    "cli": {"config", "data", "errors", "flags", "models", "report", "training"},
+    "cli": {"config", "data", "errors", "flags", "models", "report", "training", "weights"},
     "__main__": {"cli"},
     "": {"config", "models"},  # vit/__init__.py
 }
@@ -51,16 +52,20 @@ def test_doors(path):
             assert other == room(path) or other in DOORS[room(path)], f"{path} imports {'.'.join(name)}"
         if name[0] == "orbax":
             assert path.name == "checkpoint.py"
+        if name[0] == "huggingface_hub":
+            assert path.name == "hub.py"
         if name[0] == "matplotlib":
             assert room(path) == "report"
 
 
 def test_the_core_stays_small():
     core = [
-        "vit/config.py", *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
+        "vit/config.py", "vit/backbone.py", *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
-    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1500
+    assert (
+        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1750
+    )  # 250 of them for what the pretrained families differ in: docs/decisions/0009
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
