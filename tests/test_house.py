@@ -60,7 +60,8 @@ def test_doors(path):
 
 def test_the_core_stays_small():
     core = [
-        "vit/config.py", "vit/backbone.py", *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
+        "vit/config.py", "vit/backbone.py",
+        *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
     assert (
