@@ -83,8 +83,7 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
         if not raised:
             at.patch.setitem(sys.modules, "huggingface_hub", None)
         else:
-            import httpx
-            import huggingface_hub
+            from huggingface_hub.utils import httpx
             from huggingface_hub import errors
 
             def fail(*_: Any, **__: Any) -> None:
@@ -93,9 +92,8 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
                 response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
                 raise getattr(errors, raised)("no", response=response)
 
-            at.patch.setenv("HF_HUB_CACHE", str(at.folder))
-            at.patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(at.folder))
-            at.patch.setattr(huggingface_hub.HfApi, "model_info", fail)
+            at.patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(at.folder))
+            at.patch.setattr("huggingface_hub.HfApi.model_info", fail)
         load(text)
 
     return provoke

@@ -18,9 +18,9 @@ def fetch(text: str) -> Path:
     kind, _, name = text.partition(":")
     repository = f"timm/{name}" if kind == "timm" else name
     try:
-        import httpx
         import huggingface_hub as hub
         from huggingface_hub import errors
+        from huggingface_hub.utils import httpx
     except ImportError as error:
         fix = "run the same with the extra: uv run --extra hub …"
         raise UserError("names on the hub need the package huggingface_hub", text, fix) from error
