@@ -83,8 +83,8 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
         if not raised:
             at.patch.setitem(sys.modules, "huggingface_hub", None)
         else:
-            from huggingface_hub.utils import httpx
             from huggingface_hub import errors
+            from huggingface_hub.utils import httpx
 
             def fail(*_: Any, **__: Any) -> None:
                 if raised == "ConnectError":
