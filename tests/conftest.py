@@ -1,5 +1,6 @@
 """Shared by all tests: shapes are checked against their annotations, compilations are cached, matmuls are exact."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == code, f"exit {process.returncode}, not {code}:\n{out}\n{err}"
     return out, err
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_let_go():
+    """jax keeps every program that it has compiled: gigabytes by the end of the suite, and each pass of the garbage collector slower."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
