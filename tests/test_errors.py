@@ -39,6 +39,7 @@ from vit.data.augment import preprocessing
 from vit.data.sources import Digits, Tfds, describe
 from vit.errors import UserError
 from vit.flags import parse_config
+from vit.training import storage
 from vit.training.checkpoint import Checkpoints, Found
 from vit.training.defaults import resolve
 from vit.training.evaluate import Trained, evaluate_split, open_run
@@ -283,6 +284,11 @@ def program(*args: str) -> Callable[[At], Any]:
 PATHS = ["blocks/0/attn/qkv/kernel", "blocks/0/attn/qkv/bias", "cls_token", "head/kernel", "head/bias"]
 
 
+def no_run_in_a_store(at: At) -> None:
+    at.patch.setattr(storage, "open_folder", lambda text: at.folder)
+    weights.load("gs://bucket/run")
+
+
 def contradicted(at: At) -> None:
     """A flag for the model's width beside weights of another width."""
     config = parse_config(["--weights", "w", "--model.width", "32"], REPO / "configs" / "digits.py")
@@ -395,7 +401,7 @@ CASES: dict[str, Callable[[At], Any]] = {
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
     # fine-tuning
-    "weights that aren't there": lambda at: weights.load("runs/none"),
+    "weights in a store without a run": no_run_in_a_store,
     "model flag against the weights": contradicted,
     "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
     "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),

@@ -23,7 +23,7 @@ def pretrained(model=MODEL, size=(16, 16), channels=3, names=NAMES):
     _, params = split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     params = {path: rng.normal(0, 0.3, x.shape).astype(np.float32) for path, x in params.items()}
-    return Pretrained(params, model, size, channels, len(names), names, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "runs/x, step 9")
+    return Pretrained(params, model, size, channels, len(names), names, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "runs/x, step 9", [])
 
 
 def data(names=NAMES, size=(16, 16), channels=3):

@@ -32,7 +32,7 @@ def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config, start: d
     moving = {path: params[path] for path in trained(config, params)}
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
     ema = jax.tree.map(jnp.copy, moving) if config.ema else {}
-    opt = optimizer(config.optim, config.clip, config.model.depth).init(moving)
+    opt = optimizer(config.optim, config.clip, config.model).init(moving)
     return {"params": params, "opt": opt, "ema": ema, **counters}
 
 
@@ -51,7 +51,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
-    optim = optimizer(config.optim, config.clip, config.model.depth)
+    optim = optimizer(config.optim, config.clip, config.model)
 
     def mean_loss(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
         losses = task.loss(merge(graph, lora.merged({**frozen, **moving})), batch, keys)
