@@ -81,7 +81,7 @@ def one(wanted: Transfer, start: str, seed: int, flags: list[str]) -> dict:
     workdir = open_folder(wanted.out) / f"{start}-s{seed}"
     command = [
         sys.executable, ROOT / "train.py", "--config", ROOT / "configs" / "finetune.py", "--data.dir", wanted.data.dir,
-        "--data.size", wanted.size, "--data.no-stream", "--steps", wanted.steps, "--batch-size", wanted.batch_size,
+        "--data.size", wanted.size, "--steps", wanted.steps, "--batch-size", wanted.batch_size,
         "--seed", seed, "--workdir", workdir, *flags, *shlex.split(wanted.more),
     ]  # fmt: skip
     begin = time.perf_counter()

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -31,7 +32,7 @@ def begin(config):
     params = {p: x + 0.1 * jax.random.normal(k, x.shape) for (p, x), k in zip(state["params"].items(), keys, strict=True)}
     if "lora_scale" in params:
         params["lora_scale"] = state["params"]["lora_scale"]
-    return {**state, "params": params, "ema": {path: params[path] for path in state["ema"]}}
+    return {**state, "params": params, "ema": {path: jnp.copy(params[path]) for path in state["ema"]}}
 
 
 def after(config, steps=3):
