@@ -42,11 +42,13 @@ def rule(ours: str, *theirs: str, way: Way | None = None) -> Rule:
 class Table(NamedTuple):
     """A layout: its rules, and patterns of names that this backbone has no use for, each with what to call them.
 
-    `blank` are arrays that another program wants to find though they carry nothing.
+    `zeros` are parameters that the other side doesn't have, as it does without them; `blank` are arrays that another program
+    wants to find though they carry nothing.
     """
 
     rules: list[Rule]
     unused: dict[str, str] = {}  # noqa: RUF012
+    zeros: tuple[str, ...] = ()
     blank: Arrays = {}  # noqa: RUF012
 
 
@@ -98,11 +100,11 @@ def to_ours(arrays: Arrays, table: Table, shapes: dict[str, tuple[int, ...]], wh
     left_out = {what for name in arrays.keys() - wanted for pattern, what in table.unused.items() if re.match(pattern, name)}
     over = sorted(n for n in arrays.keys() - wanted if not any(re.match(pattern, n) for pattern in table.unused))
     lacking = sorted(wanted - arrays.keys())
-    made = {name for rule in table.rules for name in rule.ours}
+    made = {name for rule in table.rules for name in rule.ours} | set(table.zeros)
     faults = {"the file lacks": lacking, "nothing here takes": over}
     faults |= {"the table doesn't fill": sorted(shapes.keys() - made), "the model lacks": sorted(made - shapes.keys())}
     _refuse(faults, where)
-    params, bad = {}, []
+    params, bad = {name: np.zeros(shapes[name], np.float32) for name in table.zeros}, []
     for rule in table.rules:
         theirs = [np.asarray(arrays[name], np.float32) for name in rule.theirs]
         try:
@@ -118,10 +120,11 @@ def to_ours(arrays: Arrays, table: Table, shapes: dict[str, tuple[int, ...]], wh
 
 def to_theirs(params: Arrays, table: Table, where: str) -> Arrays:
     """The other side's arrays. Raises `UserError` that lists what the layout has no place for."""
-    made = {name for rule in table.rules for name in rule.ours}
+    made = {name for rule in table.rules for name in rule.ours} | set(table.zeros)
     faults = {"the layout has no place for": sorted(params.keys() - made), "the run lacks": sorted(made - params.keys())}
+    faults["the layout takes these for zeros"] = sorted(name for name in table.zeros if np.any(params.get(name)))
     _refuse(faults, where)
-    arrays = {name: x for name, x in table.blank.items()}
+    arrays = dict(table.blank)
     for rule in table.rules:
         whole = np.concatenate([params[name] for name in rule.ours], axis=-1)
         parts = rule.way.write(whole, len(rule.theirs))

@@ -9,7 +9,8 @@ from flax import nnx
 from vit.config import ViTConfig, from_json, validate
 from vit.errors import UserError
 from vit.models.vit import ViT, split
-from vit.weights import files, timm
+from vit.weights import files, hf, npz, timm
+from vit.weights.hub import fetch
 from vit.weights.mapping import Arrays, Table, to_ours
 from vit.weights.pretrained import Found, Pretrained
 
@@ -30,16 +31,19 @@ def load(text: str) -> Pretrained:
     found = find(text)
     if found.ours:
         return _own(found)
-    for layout in (timm,):
-        if layout.knows(found.arrays):
-            break
-    else:
-        names = ", ".join(sorted(found.arrays)[:5])
-        what = f"these are no names of timm, transformers or google-research: {names} …"
-        raise UserError(what, found.where, "give weights of a family that the README lists")
-    config, kind, facts, notes = timm.understand(found)
-    classes = found.arrays["head.weight"].shape[0] if "head.weight" in found.arrays else 0
-    return fill(found, config, timm.table(config, facts["channels"], classes, kind), {"classes": classes, **facts}, notes)
+    if timm.knows(found.arrays):
+        config, kind, facts, notes = timm.understand(found)
+        classes = found.arrays["head.weight"].shape[0] if "head.weight" in found.arrays else 0
+        return fill(found, config, timm.table(config, facts["channels"], classes, kind), {"classes": classes, **facts}, notes)
+    if hf.knows(found):
+        found = hf.spelled(found)
+        return fill(found, *hf.understand(found))
+    if npz.knows(found.arrays) is not None:
+        config, table, facts, arrays, notes = npz.understand(found)
+        return fill(found._replace(arrays=arrays), config, table, facts, notes)
+    names = ", ".join(sorted(found.arrays)[:5])
+    what = f"these are no names of timm, transformers or google-research: {names} …"
+    raise UserError(what, found.where, "give weights of a family that the README lists")
 
 
 def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], notes: list[str]) -> Pretrained:
@@ -63,12 +67,13 @@ def shapes(config: ViTConfig, image_size: tuple[int, int], channels: int, classe
 
 def find(text: str) -> Found:
     """Read what `text` names, without understanding it yet."""
-    path = Path(text).expanduser()
+    path = fetch(text) if text.startswith(("timm:", "hf:")) else Path(text).expanduser()
     file = files.weights_in(path) if path.is_dir() else path
     arrays, ours = files.read(file)
     beside = {name: files.read_json(file.with_name(f"{name}.json")) for name in ("config", "preprocessor_config")}
     config = beside["config"]
-    name = str(config.get("architecture") or (file.parent.name if file.stem.startswith("model") else file.stem))
+    known = text.partition(":")[2] if path != Path(text).expanduser() else ""
+    name = str(config.get("architecture") or known or (file.parent.name if file.stem.startswith("model") else file.stem))
     return Found(arrays, config, beside["preprocessor_config"], ours, name, str(file))
 
 
@@ -79,7 +84,7 @@ def _own(found: Found) -> Pretrained:
         config = cast(ViTConfig, from_json(ours["config"], found.where))
         facts = {name: ours[name] for name in ("channels", "classes", "class_names", "mean", "std")}
         facts["image_size"] = tuple(ours["image_size"])
-        table = {"timm": timm.own_table}[ours["layout"]](config, facts["channels"], facts["classes"])
+        table = {"timm": timm.own_table, "npz": npz.own_table}[ours["layout"]](config, facts["channels"], facts["classes"])
     except (KeyError, TypeError, AttributeError) as error:
         what = f"what vit noted in the file can't be read: {type(error).__name__} {error}"
         raise UserError(what, found.where, "bring an undamaged copy, or convert the run again") from error

@@ -8,7 +8,7 @@ from vit.config import ViTConfig
 from vit.errors import UserError
 from vit.models.vit import prefix_tokens
 from vit.weights.mapping import MATRIX, SAME, Arrays, Rule, Table, dense, in_blocks, norm, patches, rule
-from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found
+from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found, changed
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "swiglu"}
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 4096: 32}  # published widths whose heads aren't of 64 values
@@ -113,61 +113,60 @@ def understand(found: Found) -> tuple[ViTConfig, Layout, dict[str, Any], list[st
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         what = f"a patch embedding of shape {weight.shape} isn't one of square patches"
         raise UserError(what, found.where, "give a ViT with square patches")
-    width, channels, patch, _ = weight.shape
-    first = "blocks.0."
+    config, layout = _config(found, told, notes)
+    size, covered = image_size(arrays.get("pos_embed"), config, told, found)
+    extra = config.class_token and config.pool != "token"
+    config = changed(config, class_token=extra, positioned=covered)
+    mean, std = told.get("mean"), told.get("std")
+    if mean is None or std is None:
+        plain = not (config.layer_scale or config.registers or config.rope != "none")
+        mean, std = CLIP if config.pre_norm else HALF if plain else IMAGENET
+        notes.append(f"no config.json tells mean and deviation of the pixels: taken as {mean} and {std}")
+    labels, head = told.get("label_names"), arrays.get("head.weight")
+    known = isinstance(labels, list) and head is not None and len(labels) == len(head)
+    facts = {"image_size": size, "channels": weight.shape[1], "mean": mean, "std": std}
+    return config, layout, {**facts, "class_names": labels if known else []}, notes
+
+
+def _config(found: Found, told: dict[str, Any], notes: list[str]) -> tuple[ViTConfig, Layout]:
+    """All but the image's size; a class token is told even where the pooling implies it."""
+    arrays, first = found.arrays, "blocks.0."
     has = lambda name: name in arrays  # noqa: E731
-    depth = 1 + max(int(m[1]) for name in arrays if (m := re.match(r"blocks\.(\d+)\.", name)))
-    hidden = arrays[first + "mlp.fc2.weight"].shape[1] if has(first + "mlp.fc2.weight") else 4 * width
-    split_gate = has(first + "mlp.fc1_g.weight")
-    gated = split_gate or (has(first + "mlp.fc1.weight") and arrays[first + "mlp.fc1.weight"].shape[0] == 2 * hidden)
-    split_qkv = has(first + "attn.q_proj.weight")
+    width, _, patch, _ = arrays["patch_embed.proj.weight"].shape
+    second, one = arrays.get(first + "mlp.fc2.weight"), arrays.get(first + "mlp.fc1.weight")
+    hidden = 4 * width if second is None else second.shape[-1]
+    split_gate, split_qkv = has(first + "mlp.fc1_g.weight"), has(first + "attn.q_proj.weight")
+    gated = split_gate or (one is not None and len(one) == 2 * hidden)
+    qkv_bias = "qv" if has(first + "attn.q_bias") or has(first + "attn.q_proj.bias") else "none"
     if has(first + "attn.qkv.bias") or has(first + "attn.k_proj.bias"):
         qkv_bias = "qkv"
-    else:
-        qkv_bias = "qv" if has(first + "attn.q_bias") or has(first + "attn.q_proj.bias") else "none"
-    position = "learned" if has("pos_embed") else "none"
-    scaled = has(first + "gamma_1") or has(first + "ls1.gamma")
-    rope = "none"
-    if position == "none":
-        rope = "dinov3"
-    elif gated and (qkv_bias == "qv" or split_qkv):
+    rope = "none" if has("pos_embed") else "dinov3"
+    if has("pos_embed") and gated and (qkv_bias == "qv" or split_qkv):
         rope = "eva"
-    pre_norm = has("norm_pre.weight")
-    registers = arrays["reg_token"].shape[1] if has("reg_token") else int(has("dist_token"))
-    activation = "swiglu" if gated else _activation(told, found.name)
+    pre_norm, scaled = has("norm_pre.weight"), has(first + "gamma_1") or has(first + "ls1.gamma")
     config = ViTConfig(
         patch=patch,
         width=width,
-        depth=depth,
+        depth=1 + max(int(m[1]) for name in arrays if (m := re.match(r"blocks\.(\d+)\.", name))),
         heads=_heads(arrays, width, rope, told, found, notes),
         mlp=hidden,
-        position=position,
+        position="learned" if has("pos_embed") else "none",
         rope=rope,
         class_token=has("cls_token"),
-        registers=registers,
+        registers=arrays["reg_token"].shape[1] if has("reg_token") else int(has("dist_token")),
         distilled=has("dist_token"),
-        pool=_pooling(arrays, position, told, notes),
+        pool=_pooling(arrays, told, notes),
         final_norm="pooled" if has("fc_norm.weight") else "tokens" if has("norm.weight") else "none",
         pre_norm=pre_norm,
         patch_bias=has("patch_embed.proj.bias"),
         qkv_bias=qkv_bias,
         qk_norm=has(first + "attn.q_norm.weight"),
         layer_scale=(told.get("init_values") or 1e-5) if scaled else 0.0,
-        activation=activation,
+        activation="swiglu" if gated else _activation(told, found.name),
         inner_norm="both" if has(first + "attn.norm.weight") else "mlp" if has(first + "mlp.norm.weight") else "none",
         eps=told.get("norm_eps", 1e-5 if pre_norm or rope == "dinov3" else 1e-6),
     )
-    eva = rope != "none" or qkv_bias == "qv" or has(first + "gamma_1")
-    size, covered = image_size(arrays.get("pos_embed"), config, told, found)
-    changes = {"class_token": config.class_token and config.pool not in ("token", "token_mean"), "positioned": covered}
-    config = ViTConfig(**{**vars(config), **changes})
-    mean, std = (tuple(told[name]) if name in told else None for name in ("mean", "std"))
-    if mean is None or std is None:
-        guess = CLIP if pre_norm else IMAGENET if scaled or registers or rope != "none" else HALF
-        mean, std = guess
-        notes.append(f"no config.json tells mean and deviation of the pixels: taken as {mean} and {std}")
-    facts = {"image_size": size, "channels": channels, "mean": mean, "std": std, "class_names": told.get("label_names") or []}
-    return config, Layout(eva, split_qkv, split_gate), facts, notes
+    return config, Layout(rope != "none" or qkv_bias == "qv" or has(first + "gamma_1"), split_qkv, split_gate)
 
 
 def _activation(told: dict[str, Any], name: str) -> Any:
@@ -191,7 +190,7 @@ def _heads(arrays: Arrays, width: int, rope: str, told: dict[str, Any], found: F
         return int(told["num_heads"])
     if "giantopt" in found.name:
         return 16
-    if rope == "none" and width in HEADS or width == 4096:
+    if (rope == "none" and width in HEADS) or width == 4096:
         return HEADS[width]
     if width % 64:
         fix = 'give a config.json beside it that says {"architecture": NAME, "model_args": {"num_heads": NUMBER}}'
@@ -201,7 +200,7 @@ def _heads(arrays: Arrays, width: int, rope: str, told: dict[str, Any], found: F
     return width // 64
 
 
-def _pooling(arrays: Arrays, position: str, told: dict[str, Any], notes: list[str]) -> Any:
+def _pooling(arrays: Arrays, told: dict[str, Any], notes: list[str]) -> Any:
     if "attn_pool.latent" in arrays:
         return "map"
     given = {"avg": "mean", "token": "token"}.get(told.get("global_pool", ""))
@@ -209,7 +208,7 @@ def _pooling(arrays: Arrays, position: str, told: dict[str, Any], notes: list[st
         return given
     if "cls_token" not in arrays or ("fc_norm.weight" in arrays and "dist_token" not in arrays):
         return "mean"
-    if position == "none":
+    if "pos_embed" not in arrays:
         notes.append("nothing tells the pooling: taken as the mean of the patches, timm's default for DINOv3")
         return "mean"
     return "token"
