@@ -39,7 +39,7 @@ def after(config, steps=3):
     step, state = make_train_step(*parts(config), config), begin(config)
     for i in range(steps):
         state, _ = step(state, batch(start=24 * i))
-    return {path: np.asarray(x) for path, x in begin(config)["params"].items()}, collect(state)
+    return {path: np.asarray(x) for path, x in begin(config)["params"].items()}, jax.tree.map(jnp.asarray, collect(state))
 
 
 def optimised(state):
