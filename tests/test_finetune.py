@@ -82,7 +82,7 @@ def test_a_flag_takes_its_name_out_of_what_is_chosen():
     auto = parse_config([], finetune).auto
     given = parse_config(["--optim.lr", "1e-4", "--steps=9", "--data.size", "32"], finetune).auto
     assert set(auto) - set(given) == {"optim.lr", "steps", "data.size"}
-    weights = parse_config(["--weights", "w", "--model.width=64", "--data.mean", "0.5"], finetune).auto
+    weights = parse_config(["--weights", "w", "--model.width=64", "--data.mean", "0.5", "0.5", "0.5"], finetune).auto
     assert "model.width" not in weights
     assert "data.mean" not in weights
     assert {"model.depth", "model.patch", "data.std"} <= set(weights)

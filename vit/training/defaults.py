@@ -53,7 +53,9 @@ def resolve(config: Config, images: int, parameters: int, pretrained: bool) -> t
             raise UserError(f"--auto can't choose {name!r:.60}", "the configuration", f"give names of settings, as {near}")
         value, why = choose(name, config, images, parameters, pretrained)
         config = replaced(config, {name: value})
-        shown = " ".join(value) or "nothing" if isinstance(value, tuple) else f"{value:.6g}" if isinstance(value, float) else value
+        shown = (
+            " ".join(value) or "nothing" if isinstance(value, tuple) else f"{value:.6g}" if isinstance(value, float) else value
+        )
         lines.append(f"chosen: {flag(name)} {shown} ({why})")
     return dataclasses.replace(config, auto=()), lines
 
