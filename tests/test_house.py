@@ -23,7 +23,7 @@ DOORS = {
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
     "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
-    "cli": {"config", "data", "errors", "flags", "models", "report", "training"},
+    "cli": {"config", "data", "errors", "flags", "models", "report", "training", "weights"},
     "__main__": {"cli"},
     "": {"config", "models"},  # vit/__init__.py
 }
