@@ -13,7 +13,8 @@ USAGE = """usage: vit prepare NAME --data.dir FOLDER [--archive FILE]   (cifar10
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
        vit info RUN_FOLDER
        vit report RUN_FOLDER                                     (makes its report.html anew)
-       vit report RUN_FOLDER RUN_FOLDER ... [--out FILE]         (one page that compares them)"""
+       vit report RUN_FOLDER RUN_FOLDER ... [--out FILE]         (one page that compares them)
+       vit convert RUN_OR_WEIGHTS --to timm|hf|npz OUT           (as other libraries read it)"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def run(args: list[str]) -> None:
         prepare(args[1], Path(wanted.data.dir).expanduser(), Path(wanted.archive) if wanted.archive else None)
     elif args[0] == "report" and len(args) > 1 and not args[1].startswith("-"):
         report(args[1:])
+    elif args[0] == "convert":
+        converted(args[1:])
     elif args[0] != "info" or len(args) not in (2, 3):
         raise UserError(f"vit doesn't know {' '.join(args)!r}", "the command line", "vit --help shows what it knows")
     elif Path(args[1]).is_dir():
@@ -78,6 +81,21 @@ def report(args: list[str]) -> None:
     else:
         compare(folders, Path(wanted.out))
     print(f"look at {folders[0] / 'report.html' if len(folders) == 1 else wanted.out}")
+
+
+def converted(args: list[str]) -> None:
+    """`vit convert`: the weights of a run, or any that we read, as another library's."""
+    from vit.weights.convert import convert
+
+    flags = [arg for arg in args if arg.startswith("--to=")]
+    if "--to" in args[:-1]:
+        i = args.index("--to")
+        flags, args = [f"--to={args[i + 1]}"], args[:i] + args[i + 2 :]
+    args = [arg for arg in args if arg not in flags]
+    if len(flags) != 1 or len(args) != 2 or any(arg.startswith("-") for arg in args):
+        fix = "give RUN_OR_WEIGHTS --to timm OUT"
+        raise UserError("vit convert needs a source, --to, and a place", "the command line", fix)
+    print("\n".join(convert(args[0], flags[0].removeprefix("--to="), Path(args[1]))))
 
 
 def about_model(name: str, size: str) -> str:

@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 
 from vit.errors import UserError
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
+from vit.recipe import SGD as SGD
+from vit.recipe import AdamW as AdamW
+from vit.recipe import LoraConfig as LoraConfig
+from vit.recipe import Muon as Muon
+from vit.recipe import ScheduleConfig as ScheduleConfig
 
 # name: (width, depth, heads, MLP width). Ti to L: https://arxiv.org/abs/2010.11929 and https://arxiv.org/abs/2012.12877;
 # g: https://arxiv.org/abs/2106.04560, table 2.
@@ -41,10 +46,42 @@ class ViTConfig:
     """Hidden width of each block's MLP."""
     stem: Literal["patch", "conv"] = "patch"
     """Patch embedding: one linear map of each patch, or a pyramid of strided 3x3 convolutions (arXiv 2106.14881)."""
-    position: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned (resampled at other sizes) or fixed 2-D sin-cos (computed at any size)."""
-    pool: Literal["token", "mean", "map"] = "token"
-    """Class token, mean of the patch tokens, or multi-head attention pooling."""
+    position: Literal["learned", "sincos", "none"] = "learned"
+    """Position embedding: learned (resampled at other sizes), fixed 2-D sin-cos (computed at any size), or none."""
+    positioned: Literal["all", "class", "patches"] = "all"
+    """Learned positions for all tokens, for the class token and the patches, or for the patches alone."""
+    resample: Literal["cubic", "cubic_torch", "linear"] = "cubic"
+    """Learned positions at other sizes: cubic or linear with antialiasing, or PyTorch's cubic (a = -0.75) without."""
+    rope: Literal["none", "dinov3", "eva"] = "none"
+    """Rotary positions of the patch tokens in every attention, as in DINOv3 (arXiv 2508.10104) or EVA-02 (2303.11331)."""
+    class_token: bool = False
+    """A class token even where the pooling reads none."""
+    registers: Natural = 0
+    """Learned tokens between class token and patches (arXiv 2309.16588); DeiT's distillation token is one of them."""
+    distilled: bool = False
+    """A second head on the first register; the result is the mean of both heads' (DeiT, arXiv 2012.12877)."""
+    pool: Literal["token", "mean", "map", "token_mean"] = "token"
+    """Class token, mean of the patch tokens, multi-head attention pooling, or class token and mean side by side."""
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    """The last normalisation: of all tokens, of the pooled vector alone, or none."""
+    pre_norm: bool = False
+    """Normalise the embedded tokens before the first block, as CLIP does."""
+    pre_logits: Natural = 0
+    """Width of a tanh layer before the head; 0: none."""
+    patch_bias: bool = True
+    """A bias in the patch embedding."""
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    """Biases of queries, keys and values; of queries and values alone; or none."""
+    qk_norm: bool = False
+    """Normalise queries and keys within each head (arXiv 2302.05442)."""
+    layer_scale: NonNegative = 0.0
+    """First value of a learned scale of each residual branch (arXiv 2103.17239); 0: none."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    """Of the MLPs: GELU exact, by tanh, as x·sigmoid(1.702x), or the gated SiLU (arXiv 2002.05202, with 3 matrices)."""
+    inner_norm: Literal["none", "mlp", "both"] = "none"
+    """A further normalisation of the MLP's hidden values, or of the attended values too (EVA-02)."""
+    eps: Positive = 1e-6
+    """Added to the variance in every normalisation."""
     drop_path: Share = 0.0
     """Stochastic depth: rate of the last block, growing linearly from 0 at the first."""
     dropout: Share = 0.0
@@ -102,6 +139,26 @@ class TfdsData:
 
 
 @dataclass(frozen=True)
+class FolderData:
+    """Your own images, in any form that is found (docs/decisions/0008); every image becomes a square."""
+
+    dir: str = ""
+    """Class folders, a table of paths and labels (CSV, JSONL), or a prepared set of TFDS or Hugging Face; or hf:NAME."""
+    size: Count = 224
+    """Side of the square crops made while reading, random in training (arXiv 1409.4842), central else."""
+    crop: Annotated[float, Range(0, 1, open="low")] = 0.875
+    """Side of the central crop, as a share of the shorter side."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per-channel mean of pixels in [0, 1], subtracted before the model."""
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    stream: bool = True
+    """Read through Grain's threads; else all images are held in memory as evaluation sees them."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that can't be decoded ends the run, or another stands in for it, for at most 1 % of the images."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes to training images, inside the jitted step. Zero switches an operation off."""
 
@@ -138,65 +195,6 @@ class ClassificationConfig:
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """AdamW (arXiv 1711.05101)."""
-
-    lr: Positive = 1e-3
-    """Peak learning rate."""
-    weight_decay: NonNegative = 0.05
-    """Decoupled decay of kernels, times the learning rate (biases, norms, positions and tokens are left alone)."""
-    b1: Share = 0.9
-    """Decay of the mean of gradients."""
-    b2: Share = 0.999
-    """Decay of the mean of squared gradients."""
-
-
-@dataclass(frozen=True)
-class Muon:
-    """Muon (kellerjordan.github.io/posts/muon) on the matrices of the blocks, AdamW on everything else.
-
-    Updates are scaled to the size of AdamW's (arXiv 2502.16982), so one learning rate and one decay serve both.
-    """
-
-    lr: Positive = 2e-3
-    """Peak learning rate."""
-    weight_decay: NonNegative = 0.1
-    """Decoupled decay of kernels, times the learning rate."""
-    momentum: Share = 0.95
-    """Nesterov momentum of the matrices."""
-    b1: Share = 0.9
-    """Decay of the mean of the others' gradients."""
-    b2: Share = 0.95
-    """Decay of the mean of the others' squared gradients."""
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with momentum, weight decay as L2 penalty."""
-
-    lr: Positive = 1e-2
-    """Peak learning rate."""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty on kernels, added to their gradient."""
-    momentum: Share = 0.9
-    """Momentum."""
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over the run."""
-
-    warmup: Natural = 0
-    """Steps of linear warm-up to the peak."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """What follows the warm-up: down to 0 at the last step, or constant."""
-    sizes: tuple[Count, ...] = ()
-    """Sides in pixels that images are shrunk to at first, one after the other (progressive resizing)."""
-    until: tuple[Share, ...] = ()
-    """Share of the steps at which each of these sizes ends; after the last comes the full size."""
-
-
-@dataclass(frozen=True)
 class Config:
     """A training run."""
 
@@ -226,13 +224,22 @@ class Config:
     """Spread parameters and optimiser state over the devices, instead of a copy on each."""
     distributed: bool = False
     """One of several processes, one a host: call jax.distributed.initialize() first."""
-    data: DigitsData | TfdsData = field(default_factory=DigitsData)
+    weights: str = ""
+    """Pretrained weights to begin from: a file, a run's folder, timm:NAME or hf:NAME. They decide the model's sizes."""
+    freeze: tuple[str, ...] = ()
+    """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
+    auto: tuple[str, ...] = ()
+    """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
+    data: DigitsData | TfdsData | FolderData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
+
+FREE = {"drop_path", "dropout", "dtype", "fused"}  # what pretrained weights leave open of a model's configuration
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
@@ -273,6 +280,13 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield config.width % config.heads, what, "a width that --model.heads divides"
         what = f"sin-cos positions can't fill --model.width {config.width}"
         yield config.position == "sincos" and config.width % 4, what, "a multiple of 4, or --model.position learned"
+        what = f"rotary positions can't turn heads of {config.width // config.heads} values"
+        yield config.rope != "none" and config.width // config.heads % 4, what, "heads of a multiple of 4"
+        what = "--model.distilled needs a class token and a distillation token"
+        yield config.distilled and not (config.pool == "token" and config.registers), what, "--model.pool token, registers 1"
+        what = f"--model.final-norm pooled can't follow --model.pool {config.pool}"
+        bad = config.final_norm == "pooled" and (config.pool == "token_mean" or config.distilled)
+        yield bad, what, "--model.final-norm tokens"
     if isinstance(config, Config):
         yield from _contradictions(config.model)
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
@@ -290,6 +304,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
+        if isinstance(config.data, FolderData):
+            yield not config.data.dir, "--data.dir is missing", "the folder of your images"
 
 
 def to_json(config: Any) -> Any:
@@ -302,8 +318,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    classes = (Config, DigitsData, TfdsData, AugmentConfig, ClassificationConfig, ViTConfig)
-    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig)}
+    classes = (Config, DigitsData, TfdsData, FolderData, AugmentConfig, ClassificationConfig, ViTConfig)
+    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):

@@ -1,5 +1,6 @@
 """From the configuration to optax: schedule, parameter groups by path, optimiser, moving average."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,11 +9,12 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float
 
-from vit.config import SGD, AdamW, Muon, ScheduleConfig
+from vit.config import SGD, AdamW, Muon, ScheduleConfig, ViTConfig
 from vit.models.vit import Params
 
 DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
 MATRICES = r"^blocks/.*kernel$"  # what Muon makes orthogonal
+EMBEDDING = r"^(patch_embed|pos_embed|cls_token|registers|pre_norm)\b"  # layer 0 of layer-wise decay
 
 
 def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:
@@ -32,8 +34,25 @@ def image_size(config: ScheduleConfig, step: int, steps: int) -> int:
     return next((size for size, share in zip(config.sizes, config.until, strict=True) if step < round(share * steps)), 0)
 
 
-def optimizer(config: AdamW | Muon | SGD, clip: float) -> optax.GradientTransformation:
-    """Gradients → the direction of descent; the train step scales it by the learning rate of the moment."""
+def layer_scale(path: str, decay: float, model: ViTConfig) -> float:
+    """A parameter's share of the learning rate, as timm groups layers: decay ** (depth + 1 - layer).
+
+    The embedding is layer 0, block i layer i + 1, a norm of all tokens goes with the last block, all behind is layer depth + 1.
+    """
+    block, top = re.match(r"blocks/(\d+)/", path), model.depth + 1
+    behind = top - (path.startswith("norm/") and model.final_norm == "tokens")
+    layer = int(block[1]) + 1 if block else 0 if re.match(EMBEDDING, path) else behind
+    return decay ** (top - layer)
+
+
+def optimizer(config: AdamW | Muon | SGD, clip: float, model: ViTConfig) -> optax.GradientTransformation:
+    """Gradients → the direction of descent; the train step scales it by the learning rate of the moment.
+
+    `model` tells its layers, for layer-wise decay.
+    """
+    if config.layer_decay < 1:
+        scaled = optax.stateless(lambda u, _: {path: layer_scale(path, config.layer_decay, model) * x for path, x in u.items()})
+        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, model), scaled)
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: re.search(DECAYED, path) is not None for path in params}

@@ -1,0 +1,39 @@
+"""Weights from the Hugging Face hub: the only file that imports huggingface_hub, which the extra `hub` brings."""
+
+from pathlib import Path
+
+from vit.errors import UserError
+
+WANTED = ["config.json", "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+SECONDS = 5  # to wait for the hub's first answer
+
+
+def fetch(text: str) -> Path:
+    """The local folder of `timm:NAME` or `hf:ORG/NAME`, downloaded unless it is there already.
+
+    Raises `UserError` without the extra, for a repository that isn't there or isn't open, and without a network.
+    """
+    kind, _, name = text.partition(":")
+    repository = f"timm/{name}" if kind == "timm" else name
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        fix = "run the same with the extra: uv run --extra hub …"
+        raise UserError("names on the hub need the package huggingface_hub", text, fix) from error
+    try:
+        try:
+            return Path(hub.snapshot_download(repository, allow_patterns=WANTED, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            hub.HfApi().model_info(repository, timeout=SECONDS)  # one quick question, where a download would ask for minutes
+            return Path(hub.snapshot_download(repository, allow_patterns=WANTED, etag_timeout=SECONDS))
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository!r:.80} is no name on the hub", text, "give timm:NAME or hf:ORG/NAME") from error
+    except errors.GatedRepoError as error:
+        fix = "take its licence on the hub's page, then run hf auth login"
+        raise UserError(f"{repository} is given only to those who took its licence", text, fix) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"the hub knows no {repository}", text, "see the name on the hub's page of the model") from error
+    except (OSError, RuntimeError, errors.HfHubHTTPError) as error:
+        what = f"the hub doesn't answer ({type(error).__name__}), and {repository} was never downloaded here"
+        raise UserError(what, text, "try again with a network, or give a folder that was downloaded elsewhere") from error
