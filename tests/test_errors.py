@@ -31,6 +31,7 @@ from tests.conftest import REPO, SMALL, program_environment
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
+from tests.weights import faults as weights_faults
 from tests.weights.test_start import pretrained
 from vit import cli, weights
 from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
@@ -406,6 +407,8 @@ CASES: dict[str, Callable[[At], Any]] = {
     "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
     "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),
     "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
+    # pretrained weights
+    **weights_faults.CASES,
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ DOORS = {
     "errors": set(),
     "limits": {"errors"},
     "recipe": {"limits"},
-    "config": {"errors", "limits", "recipe"},
+    "backbone": {"errors", "limits"},
+    "config": {"backbone", "errors", "limits", "recipe"},
     "flags": {"config", "errors", "limits"},
     "models": {"config", "errors"},
     "tasks": {"config", "errors", "models"},
@@ -52,16 +53,21 @@ def test_doors(path):
             assert other == room(path) or other in DOORS[room(path)], f"{path} imports {'.'.join(name)}"
         if name[0] == "orbax":
             assert path.name == "checkpoint.py"
+        if name[0] == "huggingface_hub":
+            assert path.name == "hub.py"
         if name[0] == "matplotlib":
             assert room(path) == "report"
 
 
 def test_the_core_stays_small():
     core = [
-        "vit/config.py", "vit/recipe.py", *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"],
-        "vit/tasks/classification.py", "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
+        "vit/config.py", "vit/backbone.py", "vit/recipe.py",
+        *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
+        "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
-    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1500
+    assert (
+        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1750
+    )  # 250 of them for what the pretrained families differ in: docs/decisions/0009
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -265,3 +265,44 @@ def test_attention_pooling_tells_where_it_looks():
     y = model.attn_pool.proj(jnp.asarray(np.einsum("bhn,bnhd->bhd", weights, values).reshape(2, 1, 24)))
     np.testing.assert_allclose((y + model.attn_pool.mlp(model.attn_pool.norm(y)))[:, 0], result, rtol=1e-4, atol=1e-5)
     assert "pool_attention" not in model(x)[1]
+
+
+PARTS = {
+    "registers": {"registers": 4, "layer_scale": 0.1},
+    "patches positioned": {"registers": 2, "positioned": "patches", "pool": "mean", "class_token": True},
+    "token and mean": {"pool": "token_mean", "registers": 1, "positioned": "class"},
+    "distilled": {"registers": 1, "distilled": True},
+    "dinov3": {"position": "none", "rope": "dinov3", "activation": "swiglu", "qkv_bias": "qv", "registers": 4},
+    "eva": {"rope": "eva", "activation": "swiglu", "inner_norm": "both", "qk_norm": True, "final_norm": "pooled"},
+    "clip": {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu", "pre_logits": 8},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_parts_of_pretrained_families_keep_what_the_outputs_mean(name):
+    # A model of any parts, at a size it isn't made for: shapes, flops, a gradient for every parameter.
+    model = vit.create("Ti/16", **{**SMALL, "heads": 2, "width": 24}, classes=5, image_size=(32, 48), **PARTS[name])
+    graph, params = random_params(model)
+    x = images(2, 48, 16, 3)
+
+    def loss(params):
+        logits, out = merge(graph, params)(x, attention=True)
+        return (logits**2).sum(), (logits, out)
+
+    (_, (logits, out)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    prefix = out["tokens"].shape[1] - 3
+    assert prefix == PARTS[name].get("registers", 0) + 1
+    assert out["patches"].shape == (2, 3, 1, 24)
+    assert logits.shape == (2, 5)
+    assert out["attention"][0].shape == (2, 2, prefix + 3, prefix + 3)
+    np.testing.assert_array_equal(out["patches"].reshape(2, 3, 24), out["tokens"][:, prefix:])
+    assert out["pooled"].shape == (2, 48 if name == "token and mean" else 24)
+    assert {path for path, g in gradient.items() if not np.abs(g).max() > 0} == set()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_flops_of_these_parts_are_those_of_the_traced_program(name):
+    config = ViTConfig(**{**SMALL, "heads": 2}, patch=8, **PARTS[name])
+    shape = {"image_size": (16, 24), "channels": 3, "classes": 5}
+    model = ViT(config, **shape, rngs=nnx.Rngs(0))
+    assert flops(config, **shape) == dot_and_convolution_flops(lambda x: model(x)[0], images(1, 16, 24, 3))

@@ -118,8 +118,11 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], ours: dict[str, Any]) -
     """As NumPy reads it; `ours` goes into the archive's comment, which NumPy passes over."""
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+    comment = json.dumps({KEY: ours}).encode()
+    if len(comment) > zipfile.ZIP_MAX_COMMENT:  # thousands of classes
+        comment = json.dumps({KEY: {**ours, "class_names": []}}).encode()
     with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = json.dumps({KEY: ours}).encode()
+        archive.comment = comment
 
 
 def read_json(path: Path) -> dict[str, Any]:

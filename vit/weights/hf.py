@@ -192,7 +192,7 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
         mlp=arrays[down].shape[1] if down in arrays else told["intermediate_size"],
         position="none" if kind == "dinov3_vit" else "learned",
         rope="dinov3" if kind == "dinov3_vit" else "none",
-        resample={"dinov2_with_registers": "cubic", "siglip2_vision_model": "linear"}.get(kind, "cubic_torch"),
+        resample={"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}.get(kind, "cubic_torch"),
         positioned="class" if kind == "dinov2_with_registers" else "all",
         registers=1 if kind == "deit" else registers,
         distilled="cls_classifier.weight" in arrays,
