@@ -519,9 +519,9 @@ def test_every_place_that_makes_an_error_has_a_case():
 
 # What a user can do starts with one of these.
 VERBS = {
-    "add", "bring", "check", "choose", "define", "did", "evaluate", "give", "keep", "leave", "lengthen", "lower", "make", "mend",
-    "move", "prepare", "put", "remove", "rename", "resize", "return", "run", "save", "see", "set", "take", "try", "use", "uv",
-    "vit", "wait",
+    "add", "bring", "check", "choose", "define", "did", "evaluate", "give", "keep", "leave", "lengthen", "lower", "make",
+    "mend", "move", "prepare", "put", "remove", "rename", "resize", "return", "run", "save", "see", "set", "take", "try", "use",
+    "uv", "vit", "wait",
 }  # fmt: skip
 NOISE = r"Traceback|<class|<function|Path\(|PosixPath|\bNone\b|  |\[Errno|invalid literal|object at 0x|urlopen|\w+Error\("
 
