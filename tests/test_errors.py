@@ -9,6 +9,7 @@ import errno
 import functools
 import http.server
 import io
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +30,19 @@ import pytest
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
+from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
 from tests.weights import faults as weights_faults
 from tests.weights.test_start import pretrained
 from vit import cli, weights
-from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
+from vit.config import SGD, Config, DigitsData, FolderData, TfdsData, from_json, to_json
 from vit.data import prepare as prepare_module
+from vit.data import prepared as prepared_module
 from vit.data.augment import preprocessing
-from vit.data.sources import Digits, Tfds, describe
+from vit.data.batches import once
+from vit.data.sources import Digits, Tfds, describe, open_source
 from vit.errors import UserError
 from vit.flags import parse_config
 from vit.training import storage
@@ -295,6 +300,39 @@ def contradicted(at: At) -> None:
     config = parse_config(["--weights", "w", "--model.width", "32"], REPO / "configs" / "digits.py")
     at.patch.setattr(start, "load", lambda text: pretrained())
     start.settle(config, at.folder)
+TWO = {f"{split}/{name}/1.jpg": i for i, (split, name) in enumerate(itertools.product(("train", "val"), ("cat", "dog")))}
+
+
+def images(at: At, files: dict[str, Any] | None = None, split: str = "train", **changes: Any) -> None:
+    """Read a whole split of a folder with these files."""
+    config = FolderData(**{"dir": str(write(at.folder, files or {})), "size": 8, **changes})
+    for _ in once(open_source(config, split), 4):
+        pass
+
+
+def tfds_set(at: At, file: str, old: str, new: str) -> None:
+    archive()(at)
+    (path,) = at.folder.glob(f"sets/*/*/{file}")
+    path.write_text(path.read_text().replace(old, new))
+    images(at, dir=str(path.parent))
+
+
+def hugging_face(at: At, found: Any) -> None:
+    """Load a set where the package is absent (None), fails, or finds this."""
+
+    def load(name: str) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    package: Any = types.ModuleType("datasets")
+    package.exceptions = types.ModuleType("datasets.exceptions")
+    package.exceptions.DatasetsError = OSError
+    package.Image = package.ClassLabel = str
+    package.load_dataset, package.disable_progress_bars = load, lambda: None
+    at.patch.setitem(sys.modules, "datasets", package if found else None)
+    at.patch.setitem(sys.modules, "datasets.exceptions", package.exceptions)
+    images(at, dir="hf:cats/dogs")
 
 
 CASES: dict[str, Callable[[At], Any]] = {
@@ -409,6 +447,25 @@ CASES: dict[str, Callable[[At], Any]] = {
     "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
     # pretrained weights
     **weights_faults.CASES,
+    # image sets of one's own
+    "no folder of images": lambda at: images(at, dir=""),
+    "folder of images that isn't there": lambda at: images(at, dir=str(at.folder / "none")),
+    "folder without images": lambda at: images(at),
+    "images in no class folder": lambda at: images(at, {"a.jpg": 1}),
+    "class that can't be trained on": lambda at: images(at, {**TWO, "val/fox/1.jpg": 2}),
+    "split that a folder lacks": lambda at: images(at, TWO, split="test"),
+    "bad image": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val"),
+    "too many bad images": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val", bad_images="skip"),
+    "several tables": lambda at: images(at, {"a.csv": "path,label\n", "b.csv": "path,label\n"}),
+    "table without images": lambda at: images(at, {"a.csv": "path,label\n"}),
+    "table without a column": lambda at: images(at, {"a.csv": "path,kind\n"}, dir=str(at.folder / "a.csv")),
+    "several prepared sets": lambda at: images(at, {"a/1.0.0/features.json": "", "b/1.0.0/features.json": ""}),
+    "prepared folder without labels": lambda at: tfds_set(at, "features.json", '"label": {', '"boxes": {'),
+    "prepared folder for reading in order": lambda at: tfds_set(at, "dataset_info.json", '"array_record"', '"tfrecord"'),
+    "prepared folder without images": lambda at: prepared_module._listed("", at.folder, {}, [], Any, Any),
+    "no package for Hugging Face's sets": lambda at: hugging_face(at, None),
+    "Hugging Face set that can't be loaded": lambda at: hugging_face(at, ValueError("no such set")),
+    "Hugging Face set without labels": lambda at: hugging_face(at, {"train": types.SimpleNamespace(features={"text": 0})}),
 }  # fmt: skip
 
 
@@ -489,8 +546,9 @@ def test_every_place_that_makes_an_error_has_a_case():
 
 # What a user can do starts with one of these.
 VERBS = {
-    "bring", "choose", "define", "did", "evaluate", "give", "keep", "lengthen", "lower", "make", "mend", "prepare", "remove",
-    "resize", "return", "run", "see", "set", "take", "try", "use", "uv", "vit", "wait",
+    "add", "bring", "check", "choose", "define", "did", "evaluate", "give", "keep", "leave", "lengthen", "lower", "make",
+    "mend", "move", "prepare", "put", "remove", "rename", "resize", "return", "run", "save", "see", "set", "take", "try", "use",
+    "uv", "vit", "wait",
 }  # fmt: skip
 NOISE = r"Traceback|<class|<function|Path\(|PosixPath|\bNone\b|  |\[Errno|invalid literal|object at 0x|urlopen|\w+Error\("
 
