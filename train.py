@@ -28,7 +28,7 @@ def main(config: Config, stop: Stop) -> None:
 
     from vit.data.augment import make_prepare, preprocessing
     from vit.data.batches import Batches, once
-    from vit.data.sources import describe, labels, open_source, splits
+    from vit.data.sources import describe, labels, open_source, said, splits
     from vit.report import attention, counts, pictures, results
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
@@ -61,6 +61,8 @@ def main(config: Config, stop: Stop) -> None:
             parameters = sum(x.size for x in like["params"].values())
             log.say(as_flags(config))
             log.say(f"{data['dataset']}: {len(train_source):,} images to train on, {len(val_source):,} to validate")
+            for line in said(train_source):
+                log.say(line)
             devices = f"{mesh.size} × {jax.devices()[0].device_kind}"
             log.say(f"{parameters:,} parameters, {task.flops() / 1e9:.3g} GFLOPs an image, {devices}")
             log.say(f"resuming {run} from step {found.step}" if found else f"starting {run} afresh")
@@ -83,7 +85,7 @@ def main(config: Config, stop: Stop) -> None:
             look, seen = attention.watch(task, prepare, val_source, mesh), {}
 
             def validate(state: dict, batches: int | None = None) -> dict:
-                split = itertools.islice(once(val_source, config.batch_size, part), batches)
+                split = itertools.islice(once(val_source, config.batch_size, part, config.data.stream), batches)
                 check = (lambda: None) if batches else (lambda: evaluate.check_stop(stop, mesh, "stopped"))
                 figures, examples = evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)
                 seen.update(step=int(state["step"]), figures=figures, examples=examples, attention=look(evaluated(state)))

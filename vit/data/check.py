@@ -18,7 +18,8 @@ from rich.progress import track
 from vit.config import FolderData
 from vit.data.alike import SIDE, near, thumbnail
 from vit.data.decode import BadImage, contents, decode, header
-from vit.data.folder import MOST_BAD, SPLITS, Listing, Problem, listing
+from vit.data.folder import SPLITS, Listing, Problem, listing
+from vit.data.images import MOST_BAD
 from vit.errors import UserError
 
 QUICK = 2.0  # seconds that a run spends on headers before it compiles

@@ -57,13 +57,12 @@ def decode(source: Path | bytes) -> Pixels:
 
 def header(source: Path | bytes) -> Header:
     """What an image says of itself; that its pixels are good, only decoding shows. Raises `BadImage`."""
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else contents(source)
     if not data:
         raise BadImage("it is empty")
-    openers = [opener for magic, opener in OPENERS.items() if data.startswith(magic)]
-    if not openers or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
+    if not begins_an_image(data):
         raise BadImage("it is not a JPEG, PNG, WebP, BMP or GIF")
-    found = openers[0](data)
+    found = next(opener for magic, opener in OPENERS.items() if data.startswith(magic))(data)
     if not found.height or not found.width:
         raise BadImage("it has no pixels")
     if found.height * found.width > MOST_PIXELS:
@@ -71,6 +70,11 @@ def header(source: Path | bytes) -> Header:
     if max(found.height, found.width) > MOST_SIDE:
         raise BadImage(f"it announces {found.width} x {found.height} pixels, over a million on a side")
     return found
+
+
+def begins_an_image(head: bytes) -> bool:
+    """Whether these first 12 bytes, or more, are those of a format that is read."""
+    return head.startswith(tuple(OPENERS)) and not (head.startswith(b"RIFF") and head[8:12] != b"WEBP")
 
 
 def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.ndarray, "H2 W2 C"]:
@@ -84,7 +88,8 @@ def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.nda
     return image
 
 
-def _read(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
+    """A file's bytes. Raises `BadImage` if it isn't there, isn't a file, or has more than an image could."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
