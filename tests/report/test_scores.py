@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from vit.config import ClassificationConfig, ViTConfig
-from vit.report import counts, classification, pictures, scores
+from vit.report import classification, counts, pictures, scores
 from vit.tasks.classification import BINS, Classification
 
 ODD = ["a$b$", "<script>", "Ünïcode 猫", "x" * 90, "two\nlines", "_under", r"back\slash $\frac", "", "{}", "%s"]

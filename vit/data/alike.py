@@ -25,7 +25,7 @@ def thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "16 16"]:
 
 
 def hashes(thumbnails: UInt8[np.ndarray, "B 16 16"]) -> UInt16[np.ndarray, "B 7"]:
-    """The difference hash of each: whether the next of 8x8 means is brighter, to the right and below. Seven parts of 16 bits."""
+    """Difference hashes: whether the next of 8x8 means is brighter, to the right and below; seven parts of 16 bits."""
     B, half = len(thumbnails), SIDE // 2
     means = thumbnails.reshape(B, half, 2, half, 2).sum(axis=(2, 4), dtype=np.int32)
     right, below = means[:, :, 1:] > means[:, :, :-1], means[:, 1:] > means[:, :-1]

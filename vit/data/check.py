@@ -1,4 +1,4 @@
-"""`vit check`: a data set of image files looked at before anything is compiled. Reads only; `vit.report.check` writes and draws."""
+"""`vit check`: a look at every image of a data set before anything is compiled. `vit.report.check` writes and draws."""
 
 import contextlib
 import hashlib
@@ -156,7 +156,9 @@ def told(findings: Findings) -> list[str]:
     exact = [twin for twin in findings.twins if twin.exact]
     lines.append(f"bad files: {len(bad):,}")
     across = len([twin for twin in findings.across if twin.exact])
-    lines.append(f"exact duplicates: {len(exact):,}, across splits {across:,}, under different labels {len(findings.conflicts):,}")
+    lines.append(
+        f"exact duplicates: {len(exact):,}, across splits {across:,}, under different labels {len(findings.conflicts):,}"
+    )
     lines.append(f"near duplicates across splits: {len(findings.twins) - len(exact):,}")
     for name, those in (("label conflict", findings.conflicts), ("across splits", findings.across)):
         lines += [f"warning: {name}: {found.where(i)} is {_how(exact)} {found.where(of)}" for i, of, exact in those[:3]]

@@ -6,6 +6,7 @@ libjpeg-turbo, strictly: what it would only warn of refuses the image. The rest 
 
 import errno
 import io
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -91,15 +92,16 @@ def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.nda
 def contents(path: Path) -> bytes:
     """A file's bytes. Raises `BadImage` if it isn't there, isn't a file, or has more than an image could."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would never end
+            raise BadImage("it is not a file")
+        if status.st_size <= MOST_BYTES:  # read(MOST_BYTES) would take that much memory for a moment
+            return path.read_bytes()
     except OSError as error:
         if error.errno not in OF_THE_FILE:
             raise  # the disk or the network failed, not this file
         raise BadImage(f"it can't be read: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise BadImage(f"it has more than {MOST_BYTES // 10**6} MB")
-    return data
+    raise BadImage(f"it has more than {MOST_BYTES // 10**6} MB")
 
 
 # ---- JPEG ----
