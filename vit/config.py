@@ -310,8 +310,6 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
-        if isinstance(config.data, FolderData):
-            yield not config.data.dir, "--data.dir is missing", "the folder of your images"
 
 
 def to_json(config: Any) -> Any:

@@ -42,6 +42,7 @@ ENDINGS = {
     ".jxl",
 }
 BLOCK = 2**14
+NOT_UTF8 = "its name is not UTF-8"
 
 
 class Problem(NamedTuple):
@@ -105,6 +106,8 @@ def listing(config: FolderData) -> Listing:
     """Look at a data set. Problems are part of the result; `UserError` is raised only where there is nothing to list."""
     from vit.data import prepared, table
 
+    if not config.dir:
+        raise UserError("--data.dir is missing", "the command line", "give a folder of images, a CSV or a JSONL file")
     if config.dir.startswith("hf:"):
         return prepared.hugging_face(config.dir)
     root = Path(config.dir).expanduser()
@@ -226,7 +229,7 @@ def made(
     bad = {i: entry.bad for i, entry in enumerate(entries) if entry.bad}
     for i, name in enumerate(names):
         if shown(name) != name and i not in bad:
-            bad[i] = "its name is not UTF-8"
+            bad[i] = NOT_UTF8
     splits = np.array([SPLITS.index(entry.split) if entry.split else -1 for entry in entries], np.int8)
     labels = np.array([number[entry.label] for entry in entries], np.int32)
     found = Listing(form, str(root), class_names, names, labels, splits, lambda i: read(names[i]), problems, bad)
@@ -252,6 +255,8 @@ def _split(found: Listing) -> None:
 
 
 def _share(found: Listing, i: int) -> float:
+    if i in found.bad and found.bad[i] != NOT_UTF8:
+        return 0.0  # there may be nothing to read
     try:
         return content_share(found.read(i))
     except OSError as error:
