@@ -285,7 +285,7 @@ def colours(p: Pictures) -> Iterator[File]:
 def other_content(p: Pictures) -> Iterator[File]:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("a.txt", "a")
+        file.writestr(zipfile.ZipInfo("a.txt"), "a")
     for name, content in {
         "text.jpg": b"This is not an image.\n" * 20,
         "page.png": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",

@@ -23,9 +23,9 @@ from vit.data.images import MOST_BAD
 from vit.errors import UserError
 
 QUICK = 2.0  # seconds that a run spends on headers before it compiles
-BLOCK = 256  # images handed to the threads at a time
+FEW, MANY = 64, 512  # images handed to the threads at a time: where it may end early, and where all are looked at
 LARGE = 16_000_000  # pixels; one image of more is decoded at a time, as each may take a gigabyte
-MANY = 40  # classes; beyond that they aren't named one by one
+CLASSES = 40  # beyond that they aren't named one by one
 
 _large = threading.Lock()
 
@@ -66,29 +66,30 @@ class Findings:
 
 
 def quick(found: Listing, seconds: float = QUICK) -> None:
-    """Note bad images in `found.bad`, by the headers of as many images as the time allows, spread over the set at random."""
+    """Note bad images in `found.bad`, by their headers: of 64 at random, and of as many more as the time allows."""
     order = np.random.default_rng(0).permutation(len(found.names)).tolist()
     deadline = time.monotonic() + seconds
 
     def look(i: int) -> str:
-        with contextlib.suppress(TimeoutError):
-            if time.monotonic() < deadline and i not in found.bad:
-                try:
-                    header(found.read(i))
-                except BadImage as error:
-                    return str(error)
+        try:
+            if i not in found.bad:
+                header(found.read(i))
+        except BadImage as error:
+            return str(error)
         return ""
 
-    found.bad |= {i: why for i, why in zip(order, _in_threads(look, order, deadline), strict=False) if why}
+    for n, why in enumerate(_in_threads(look, order, FEW), 1):
+        if why:
+            found.bad[order[n - 1]] = why
+        if n >= FEW and time.monotonic() > deadline:
+            break
 
 
-def _in_threads(look: Callable[[int], Any], order: Sequence[int], deadline: float = float("inf")) -> Iterator[Any]:
-    """`look(i)` of one after the other, until the deadline."""
+def _in_threads(look: Callable[[int], Any], order: Sequence[int], block: int) -> Iterator[Any]:
+    """`look(i)` of one after the other; so many are handed out at a time, and nothing beyond them is begun."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for begin in range(0, len(order), BLOCK):
-            if time.monotonic() > deadline:
-                return
-            yield from pool.map(look, order[begin : begin + BLOCK])
+        for begin in range(0, len(order), block):
+            yield from pool.map(look, order[begin : begin + block])
 
 
 class _Look(NamedTuple):
@@ -120,7 +121,7 @@ def examine(config: FolderData) -> Findings:
     sizes, small = np.zeros((count, 2), np.int32), np.zeros((count, SIDE, SIDE), np.uint8)
     digests: list[bytes] = []
     console = Console(stderr=True)
-    looks = _in_threads(lambda i: _look(found, i), range(count))
+    looks = _in_threads(lambda i: _look(found, i), range(count), MANY)
     for i, look in enumerate(track(looks, "decoding", count, console=console, transient=True, disable=not console.is_terminal)):
         digests.append(look.digest)
         if look.bad:
@@ -176,7 +177,7 @@ def _counts(found: Listing) -> list[str]:
     np.add.at(counts, (found.labels, found.splits.astype(int)), 1)
     counts[-1] = counts.sum(axis=0)
     rows = [*zip(map(_plain, found.class_names), counts, strict=False), ("all", counts[-1])]
-    shown = rows if len(rows) <= MANY + 1 else rows[-1:]
+    shown = rows if len(rows) <= CLASSES + 1 else rows[-1:]
     width = max(len(name) for name, _ in shown)
     head = " " * width + "".join(f"{split:>10}" for split in SPLITS)
     return [head, *(f"{name:<{width}}" + "".join(f"{n:>10,}" for n in row) for name, row in shown)]
