@@ -29,7 +29,7 @@ def main(config: Config, stop: Stop) -> None:
     from vit.data.augment import make_prepare, preprocessing
     from vit.data.batches import Batches, once
     from vit.data.sources import describe, labels, open_source, said, splits
-    from vit.report import attention, pictures, results
+    from vit.report import attention, counts, pictures, results
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
@@ -87,7 +87,7 @@ def main(config: Config, stop: Stop) -> None:
                 pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
                 most = 1_000 if config.data.stream else None  # a label is read with its image
                 found_labels = {name: labels(source, most) for name, source in (("train", train_source), ("val", val_source))}
-                pictures.labels(run / "labels.png", found_labels, task.class_names)
+                counts.labels(run / "labels.png", found_labels, task.class_names)
 
             look, seen = attention.watch(task, prepare, val_source, mesh), {}
 

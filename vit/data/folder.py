@@ -89,10 +89,13 @@ _OPEN: weakref.WeakValueDictionary[str, Listing] = weakref.WeakValueDictionary()
 
 
 def opened(config: FolderData) -> Listing:
-    """The listing, made once for all sources that are in use. Raises `UserError` for its first fatal problem."""
+    """The listing, made and looked at quickly once for all sources in use. Raises `UserError` for its first fatal problem."""
     found = _OPEN.get(config.dir)
     if found is None:
+        from vit.data.check import quick  # which looks at listings
+
         found = _OPEN[config.dir] = listing(config)
+        quick(found)
     for what, where, fix, fatal in found.problems:
         if fatal:
             raise UserError(what, where, fix)
@@ -133,7 +136,9 @@ def class_folders(root: Path) -> Listing:
     """A folder of images for each class, in train, val and test folders or not."""
     problems: list[Problem] = []
     tops = _folders(root)
-    named = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES and _holds_folders(root / top)}
+    named = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES and _folders(root / top)}
+    if len(named) < len(tops):  # a class may be called train; then images lie in its folder
+        named = {top: part for top, part in named.items() if not any(map(_is_image, _files(root / top)))}
     split = "train" in named.values() or (named and len(named) == len(tops))
     parts = sorted(named.items()) if split else [("", "")]
     if len(set(dict(parts).values())) < len(parts):
@@ -148,7 +153,7 @@ def class_folders(root: Path) -> Listing:
             classes.add(name)
             images = _walk(root / top / name, os.path.join(top, name), (_identity(root),), problems)
             entries += [Entry(image, name, part, bad) for image, bad in images]
-        if stray := [f.name for f in os.scandir(root / top) if not f.name.startswith(".") and _is_image(f)]:
+        if stray := [f.name for f in _files(root / top) if _is_image(f)]:
             what = f"{len(stray):,} images lie in no class folder and are not used, as {shown(min(stray))!r:.40}"
             fix = (
                 "put each into the folder of its class" if classes else "make a folder for each class, or a table of path,label"
@@ -162,17 +167,32 @@ def class_folders(root: Path) -> Listing:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(f.name for f in os.scandir(folder) if f.is_dir() and not f.name.startswith((".", "__")))
+    return [f.name for f in _files(folder) if _is_folder(f) and not f.name.startswith("__")]
 
 
-def _holds_folders(folder: Path) -> bool:
-    return bool(_folders(folder)) and not any(_is_image(f) for f in os.scandir(folder))
+def _files(folder: Path) -> "list[os.DirEntry[str]]":
+    with os.scandir(folder) as files:
+        return sorted((f for f in files if not f.name.startswith(".")), key=lambda f: f.name)
+
+
+def _is_folder(file: "os.DirEntry[str]") -> bool:
+    try:
+        return file.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(file: "os.DirEntry[str]") -> bool:
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _is_image(file: "os.DirEntry[str]") -> bool:
     if os.path.splitext(file.name)[1].lower() in ENDINGS:
-        return not file.is_dir()
-    if not file.is_file():
+        return not _is_folder(file)
+    if not _is_file(file):
         return False
     try:
         with open(file.path, "rb") as start:
@@ -194,14 +214,12 @@ def _walk(folder: Path, name: str, above: tuple[tuple[int, int], ...], problems:
         what, fix = "a symbolic link leads back to a folder that it lies in", "remove the link"
         problems.append(Problem(what, shown(str(folder)), fix))
         return
-    for file in sorted(os.scandir(folder), key=lambda f: f.name):
+    for file in _files(folder):
         below = os.path.join(name, file.name)
-        if file.name.startswith("."):
-            continue
-        if file.is_dir():
+        if _is_folder(file):
             yield from _walk(folder / file.name, below, (*above, identity), problems)
         elif _is_image(file):
-            yield below, "" if file.is_file() else _no_file(file.path)
+            yield below, "" if _is_file(file) else _no_file(file.path)
 
 
 def _no_file(path: str) -> str:

@@ -58,7 +58,7 @@ def read(tables: list[Path], root: Path) -> Listing:
         what, where, fix, _ = problems[0] if problems else Problem("it names no images", shown(str(tables[0])), FIX)
         raise UserError(what, where, fix)
     labels = {entry.label for entry in found}
-    numbers = all(label.isdecimal() for label in labels)
+    numbers = all(label.isdecimal() and len(label) < 20 for label in labels)
     names = sorted(labels, key=int) if numbers else sorted(labels)
     form = f"table {', '.join(shown(table.name) for table in tables)}"
     return made(form, root, found, names, lambda name: root / name, problems)
@@ -138,6 +138,8 @@ def _entry(row: dict[str, Any], root: Path, part: str, where: str, problems: lis
     faults = []
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         faults.append(("it has no path", "give the path of an image, relative to the table"))
+    elif any("\ud800" <= c <= "\udfff" for c in f"{path}{label}"):
+        faults.append(("its path or label isn't UTF-8", "mend the line"))
     if not isinstance(label, str) or not label.strip():
         faults.append((f"it has no label, but {label!r:.40}", "give the name of a class, or its number"))
     elif label.strip().startswith("-") and label.strip()[1:].isdecimal():
