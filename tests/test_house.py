@@ -21,9 +21,10 @@ DOORS = {
     "data": {"config", "errors"},
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
-    "cli": {"config", "data", "errors", "flags", "models", "report", "training"},
+    "deploy": {"config", "data", "errors", "flags", "models", "report", "tasks", "training"},
+    "cli": {"config", "data", "deploy", "errors", "flags", "models", "report", "training"},
     "__main__": {"cli"},
-    "": {"config", "models"},  # vit/__init__.py
+    "": {"config", "deploy", "models"},  # vit/__init__.py
 }
 
 

@@ -36,3 +36,14 @@ def _resize(image: UInt8[np.ndarray, "H W C"], box: tuple[float, float, float, f
     picture = Image.fromarray(image[..., 0] if grey else image)
     resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, (x, y, x + w, y + h)))
     return resized[..., None] if grey else resized
+
+
+def as_evaluated(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h w C"]:
+    """The evaluation view of one decoded image (stand-in until the data branch is merged)."""
+    picture = Image.fromarray(image)
+    if channels == 1:
+        picture = picture.convert("L")
+    if (picture.height, picture.width) != size:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture)
+    return pixels[..., None] if channels == 1 else pixels
