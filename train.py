@@ -37,18 +37,21 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.loop import Loop
     from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
+    from vit.training.trained import trained
+    from vit.weights import start
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
-    mesh = make_mesh()
+    mesh, run = make_mesh(), storage.open_folder(config.workdir)
+    config, weights, notes = start.settle(config, run)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     data = describe(train_source)
+    config, pretrained, more = start.prepare(config, weights, data, len(train_source))
     pixels = preprocessing(config.data, data)
     task = make_task(config.task, config.model, data)
     like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
 
     # ---- where: the run's folder, locked, and what an earlier process left there ----
-    run = storage.open_folder(config.workdir)
     with workdir.locked(run), Checkpoints(run / "checkpoints", config.keep) as checkpoints:
         checkpoints.recover()
         found = checkpoints.newest()
@@ -59,17 +62,21 @@ def main(config: Config, stop: Stop) -> None:
             for line in checkpoints.sweep(found.damaged if found else {}):
                 log.say(line)
             parameters = sum(x.size for x in like["params"].values())
+            training = sum(like["params"][path].size for path in trained(config, like["params"]))
             log.say(as_flags(config))
             log.say(f"{data['dataset']}: {len(train_source):,} images to train on, {len(val_source):,} to validate")
             devices = f"{mesh.size} × {jax.devices()[0].device_kind}"
-            log.say(f"{parameters:,} parameters, {task.flops() / 1e9:.3g} GFLOPs an image, {devices}")
+            for line in () if found else [*notes, *more]:
+                log.say(line)
+            some = f" ({training:,} of them trained)" if training < parameters else ""
+            log.say(f"{parameters:,} parameters{some}, {task.flops() / 1e9:.3g} GFLOPs an image, {devices}")
             log.say(f"resuming {run} from step {found.step}" if found else f"starting {run} afresh")
 
-            # ---- how: the state, which starts in one of two ways, fresh or from a checkpoint; batches; the two steps ----
+            # ---- how: the state, which starts fresh, from pretrained weights or from a checkpoint; batches; the two steps ----
             if found:
                 state, scores = checkpoints.restore(found.step, like), found.meta["scores"]
             else:
-                state, scores = distribute(init_state(task.build, config), like), {}
+                state, scores = distribute(init_state(task.build, config, pretrained), like), {}
             part = jax.process_index(), jax.process_count()
             batches = Batches(train_source, config.seed, config.batch_size, part, config.data.stream)
             prepare = make_prepare(config.data, config.augment)

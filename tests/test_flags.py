@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_union_is_plain_flags(tmp_path):
 
 def test_the_printed_command_line_gives_the_same_run():
     config = parse("--data.stream", "--data.mean", "0.3", "--optim.lr", "1e-4")
-    assert parse(*as_flags(config).split()) == config
+    assert parse(*shlex.split(as_flags(config))) == config
 
 
 def test_help_names_every_field(capsys):

@@ -21,6 +21,7 @@ DOORS = {
     "data": {"config", "errors"},
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
+    "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
     "deploy": {"config", "data", "errors", "flags", "models", "report", "tasks", "training"},
     "cli": {"config", "data", "deploy", "errors", "flags", "models", "report", "training"},
     "__main__": {"cli"},

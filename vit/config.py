@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from vit.errors import UserError
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
 
+UpToOne = Annotated[float, Range(0, 1, open="low")]
+
 # name: (width, depth, heads, MLP width). Ti to L: https://arxiv.org/abs/2010.11929 and https://arxiv.org/abs/2012.12877;
 # g: https://arxiv.org/abs/2106.04560, table 2.
 VARIANTS = {
@@ -102,6 +104,26 @@ class TfdsData:
 
 
 @dataclass(frozen=True)
+class FolderData:
+    """Your own images, in any form that is found (docs/decisions/0008); every image becomes a square."""
+
+    dir: str = ""
+    """Class folders, a table of paths and labels (CSV, JSONL), or a prepared set of TFDS or Hugging Face; or hf:NAME."""
+    size: Count = 224
+    """Side of the square crops made while reading, random in training (arXiv 1409.4842), central else."""
+    crop: Annotated[float, Range(0, 1, open="low")] = 0.875
+    """Side of the central crop, as a share of the shorter side."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per-channel mean of pixels in [0, 1], subtracted before the model."""
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    stream: bool = True
+    """Read through Grain's threads; else all images are held in memory as evaluation sees them."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that can't be decoded ends the run, or another stands in for it, for at most 1 % of the images."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """Random changes to training images, inside the jitted step. Zero switches an operation off."""
 
@@ -149,6 +171,8 @@ class AdamW:
     """Decay of the mean of gradients."""
     b2: Share = 0.999
     """Decay of the mean of squared gradients."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +192,8 @@ class Muon:
     """Decay of the mean of the others' gradients."""
     b2: Share = 0.95
     """Decay of the mean of the others' squared gradients."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +206,8 @@ class SGD:
     """L2 penalty on kernels, added to their gradient."""
     momentum: Share = 0.9
     """Momentum."""
+    layer_decay: UpToOne = 1.0
+    """Factor on the learning rate from each layer to the one below it (arXiv 2106.08254); 1: the same for all."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +222,16 @@ class ScheduleConfig:
     """Sides in pixels that images are shrunk to at first, one after the other (progressive resizing)."""
     until: tuple[Share, ...] = ()
     """Share of the steps at which each of these sizes ends; after the last comes the full size."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (arXiv 2106.09685): train low-rank additions to the blocks' matrices, and the head; all else is frozen."""
+
+    rank: Natural = 0
+    """Rank of the additions; 0: none."""
+    alpha: Positive = 16.0
+    """The additions are scaled by alpha / rank."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +264,22 @@ class Config:
     """Spread parameters and optimiser state over the devices, instead of a copy on each."""
     distributed: bool = False
     """One of several processes, one a host: call jax.distributed.initialize() first."""
-    data: DigitsData | TfdsData = field(default_factory=DigitsData)
+    weights: str = ""
+    """Pretrained weights to begin from: a file, a run's folder, timm:NAME or hf:NAME. They decide the model's sizes."""
+    freeze: tuple[str, ...] = ()
+    """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
+    auto: tuple[str, ...] = ()
+    """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
+    data: DigitsData | TfdsData | FolderData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: ClassificationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
+
+FREE = {"drop_path", "dropout", "dtype", "fused"}  # what pretrained weights leave open of a model's configuration
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
@@ -290,6 +337,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
+        if isinstance(config.data, FolderData):
+            yield not config.data.dir, "--data.dir is missing", "the folder of your images"
 
 
 def to_json(config: Any) -> Any:
@@ -302,8 +351,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    classes = (Config, DigitsData, TfdsData, AugmentConfig, ClassificationConfig, ViTConfig)
-    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig)}
+    classes = (Config, DigitsData, TfdsData, FolderData, AugmentConfig, ClassificationConfig, ViTConfig)
+    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):

@@ -6,11 +6,12 @@ import difflib
 import io
 import re
 import runpy
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from vit.config import Config, fields, validate
+from vit.config import FREE, Config, fields, validate
 from vit.errors import UserError
 from vit.limits import allowed, flag
 
@@ -32,6 +33,13 @@ def parse_config(args: Sequence[str], default: Path) -> Config:
         del rest[i : i + (1 if equals else 2)]
     described = f"Settings of {path}; --config FILE picks another file, and the flags change single values."
     config = parse(rest, load_config(path), described)
+    # What is chosen later: unless given here. Weights decide the model's sizes, and how pixels are normalised.
+    auto = dict.fromkeys(config.auto)
+    if config.weights:
+        names = [f.name for f in dataclasses.fields(config.model) if f.name not in FREE]
+        auto |= dict.fromkeys([*(f"model.{name}" for name in names), "data.mean", "data.std"])
+    given = {arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")}
+    config = dataclasses.replace(config, auto=tuple(name for name in auto if not {flag(name), _no(name)} & given))
     return config if config.workdir else dataclasses.replace(config, workdir=f"runs/{path.stem}-s{config.seed}")
 
 
@@ -97,11 +105,16 @@ def as_flags(config: object) -> str:
     words = []
     for name, (_, value) in fields(config).items():
         if isinstance(value, bool):
-            head, _, last = flag(name).rpartition(".")
-            words.append(flag(name) if value else f"{head}.no-{last}" if head else f"--no-{last[2:]}")
+            words.append(flag(name) if value else _no(name))
         else:
             words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
-    return " ".join(words)
+    return shlex.join(words)
+
+
+def _no(name: str) -> str:
+    """`data.stream` → `--data.no-stream`."""
+    head, dot, last = name.rpartition(".")
+    return flag(f"{head}{dot}no-{last}")
 
 
 def _values(args: Sequence[str], name: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from vit.data.crop import central_crop, inception_crop
+from vit.data.crop import as_evaluated, inception_crop
 
 
 def picture(h, w, c=3):
@@ -20,7 +20,7 @@ def test_crops_are_squares_of_the_size_asked_for(shape, channels):
     before = image.copy()
     for seed in range(20):
         assert inception_crop(image, 24, np.random.default_rng(seed)).shape == (24, 24, channels)
-    assert central_crop(image, 24).shape == (24, 24, channels)
+    assert as_evaluated(image, (24, 24), channels).shape == (24, 24, channels)
     np.testing.assert_array_equal(image, before)
 
 
@@ -50,4 +50,22 @@ def test_the_central_crop_is_resize_256_crop_224(shape):
     resized = image.resize((round(shape[1] * scale), round(shape[0] * scale)), Image.Resampling.BICUBIC)
     x, y = (resized.width - 224) // 2, (resized.height - 224) // 2
     wanted = np.asarray(resized.crop((x, y, x + 224, y + 224)), float)
-    assert np.abs(central_crop(np.asarray(image), 224) - wanted).mean() < 1
+    assert np.abs(as_evaluated(np.asarray(image), (224, 224)) - wanted).mean() < 1
+
+
+def test_the_evaluated_part_has_the_shape_asked_for():
+    image = picture(120, 200)
+    np.testing.assert_array_equal(as_evaluated(image, (120, 200), share=1.0), image)
+    seen = as_evaluated(image, (60, 30), share=0.5).astype(float)  # 60 high, 30 wide, in the middle
+    np.testing.assert_allclose(seen, image[30:90, 85:115], atol=1)
+    assert as_evaluated(image, (8, 8), channels=1).shape == (8, 8, 1)
+    grey = as_evaluated(image, (120, 200), 1, 1.0)[..., 0]
+    np.testing.assert_allclose(grey, image @ [0.299, 0.587, 0.114], atol=1)
+    np.testing.assert_array_equal(as_evaluated(grey[..., None], (120, 200), 3, 1.0), np.repeat(grey[..., None], 3, 2))
+
+
+def test_a_large_image_shrunk_in_two_steps_is_the_one_shrunk_in_one():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    once = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC, (200, 0, 1400, 1200)), float)
+    assert np.abs(as_evaluated(np.asarray(image), (96, 96), share=1.0) - once).mean() < 1

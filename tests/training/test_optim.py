@@ -1,11 +1,13 @@
 """Schedules and optimisers against their formulas, written out in NumPy."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vit.config import SGD, AdamW, Muon, ScheduleConfig
-from vit.training.optim import ema_decay, image_size, learning_rate, optimizer
+from vit.training.optim import ema_decay, image_size, layer_scale, learning_rate, optimizer
 
 PARAMS = {
     "blocks/0/attn/qkv/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32),
@@ -28,8 +30,8 @@ def clipped(grads, limit):
     return {name: g * min(1, limit / norm) for name, g in grads.items()} if limit else grads
 
 
-def ours(config, clip, steps, lr=0.1):
-    optim = optimizer(config, clip)
+def ours(config, clip, steps, lr=0.1, depth=1):
+    optim = optimizer(config, clip, depth)
     params = {name: jnp.asarray(x) for name, x in PARAMS.items()}
     state = optim.init(params)
     for step in range(steps):
@@ -112,3 +114,26 @@ def test_a_run_may_end_within_its_warm_up():
 
 def test_the_moving_average_is_short_at_first():
     assert [float(ema_decay(0.99, jnp.asarray(t))) for t in (0, 10, 10_000)] == pytest.approx([0.1, 0.55, 0.99])
+
+
+# What timm 1.0.31's param_groups_layer_decay(layer_decay=0.5) gives a ViT of three blocks, as lr_scale.
+TIMM = {
+    "cls_token": 0.0625, "pos_embed": 0.0625, "reg_token": 0.0625, "patch_embed/proj/kernel": 0.0625,
+    "patch_embed/proj/bias": 0.0625, "norm_pre/scale": 0.0625, "blocks/0/norm1/scale": 0.125,
+    "blocks/1/attn/qkv/kernel": 0.25, "blocks/2/mlp/fc2/bias": 0.5, "norm/scale": 0.5, "norm/bias": 0.5,
+    "attn_pool/latent": 1.0, "fc_norm/scale": 1.0, "head/kernel": 1.0, "head/bias": 1.0,
+}  # fmt: skip
+
+
+def test_layers_are_grouped_as_timm_groups_them():
+    assert {path: layer_scale(path, 0.5, 3) for path in TIMM} == TIMM
+
+
+@pytest.mark.parametrize("config", [AdamW(weight_decay=0.3), SGD(weight_decay=0.3), Muon()])
+def test_layer_decay_scales_update_and_weight_decay_alike(config):
+    # Gradients don't depend on the parameters here; after one step the moments don't either.
+    plain = ours(config, 0.5, 1, depth=3)
+    decayed = ours(dataclasses.replace(config, layer_decay=0.5), 0.5, 1, depth=3)
+    for name, start in PARAMS.items():
+        scale = 0.0625 if name in ("pos_embed", "cls_token") else 1.0 if name.startswith("attn_pool") else 0.125
+        np.testing.assert_allclose(decayed[name] - start, scale * (plain[name] - start), rtol=1e-4, atol=1e-7, err_msg=name)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from vit.config import AugmentConfig, DigitsData, TfdsData
+from vit.config import AugmentConfig, DigitsData, FolderData, TfdsData
 from vit.data.randaugment import randaugment
 from vit.errors import UserError
 
 Prepare = Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]
-Data = DigitsData | TfdsData
+Data = DigitsData | TfdsData | FolderData
 Images = Float[Array, "B H W C"]
 Keys = Key[Array, "B"]
 

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vit.config import DigitsData, FolderData, TfdsData
+
 
 def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "S S C"]:
     """A random part of 5 to 100 % of the area, 3:4 to 4:3, resized to a square (arXiv 1409.4842), as timm and torchvision do.
@@ -18,32 +20,41 @@ def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: np.random.
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return _resize(image, (rng.integers(width - w + 1), rng.integers(height - h + 1), w, h), size)
+            return _resize(image, (rng.integers(width - w + 1), rng.integers(height - h + 1), w, h), (size, size))
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return _resize(image, ((width - w) / 2, (height - h) / 2, w, h), (size, size))
+
+
+def as_evaluated(
+    image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], channels: int = 3, share: float = 0.875
+) -> UInt8[np.ndarray, "h w c"]:
+    """An image as evaluation and prediction see it: the central part of the shape of `size`, resized to it bicubically.
+
+    The part takes `share` of the largest such one's height and width (`evaluated_share` of a data configuration). With a
+    share of 1 an image of that size stays as it is. Colour becomes grey by its luma, grey colour by repetition.
+    """
+    height, width = image.shape[:2]
+    if channels != image.shape[2]:
+        image = np.asarray(Image.fromarray(image).convert("L"))[..., None] if channels == 1 else np.repeat(image, 3, axis=2)
+    if share == 1 and (height, width) == tuple(size):
+        return image
+    h, w = share * min(height, width * size[0] / size[1]), share * min(width, height * size[1] / size[0])
     return _resize(image, ((width - w) / 2, (height - h) / 2, w, h), size)
 
 
-def central_crop(image: UInt8[np.ndarray, "H W C"], size: int, share: float = 0.875) -> UInt8[np.ndarray, "S S C"]:
-    """The central square whose side is `share` of the shorter side, resized: what evaluation on ImageNet sees."""
-    height, width = image.shape[:2]
-    side = share * min(height, width)
-    return _resize(image, ((width - side) / 2, (height - side) / 2, side, side), size)
+def evaluated_share(data: DigitsData | TfdsData | FolderData) -> float:
+    """Which share of an image's height and width its evaluation sees."""
+    if isinstance(data, FolderData):
+        return data.crop
+    return 0.875 if isinstance(data, TfdsData) and data.size else 1.0
 
 
-def _resize(image: UInt8[np.ndarray, "H W C"], box: tuple[float, float, float, float], size: int) -> UInt8[np.ndarray, "S S C"]:
+def _resize(
+    image: UInt8[np.ndarray, "H W C"], box: tuple[float, float, float, float], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w C"]:
     x, y, w, h = box
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[..., 0] if grey else image)
-    resized = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, (x, y, x + w, y + h)))
+    # From four times the size on the pixels are first averaged in whole blocks: the same picture, sooner.
+    resized = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, (x, y, x + w, y + h), reducing_gap=2.0))
     return resized[..., None] if grey else resized
-
-
-def as_evaluated(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h w C"]:
-    """The evaluation view of one decoded image (stand-in until the data branch is merged)."""
-    picture = Image.fromarray(image)
-    if channels == 1:
-        picture = picture.convert("L")
-    if (picture.height, picture.width) != size:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
-    return pixels[..., None] if channels == 1 else pixels

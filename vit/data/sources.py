@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from vit.config import DigitsData, TfdsData
-from vit.data.crop import central_crop, inception_crop
+from vit.config import DigitsData, FolderData, TfdsData
+from vit.data.crop import as_evaluated, inception_crop
 from vit.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -124,7 +124,8 @@ class Tfds:
         example = self.held[index] if self.held else self._read(index)
         if not self.config.size:
             return example
-        return {**example, "image": central_crop(example["image"], self.config.size)}
+        size = self.config.size, self.config.size
+        return {**example, "image": as_evaluated(example["image"], size, example["image"].shape[2])}
 
     def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """With an inception crop where the configuration asks for crops."""
@@ -134,12 +135,12 @@ class Tfds:
         return {**example, "image": inception_crop(example["image"], self.config.size, rng)}
 
 
-def splits(config: DigitsData | TfdsData) -> tuple[str, ...]:
+def splits(config: DigitsData | TfdsData | FolderData) -> tuple[str, ...]:
     """The splits that the data set has; the last is the one to report on."""
     return tuple(split for split in SPLITS if getattr(config, split, split))
 
 
-def open_source(config: DigitsData | TfdsData, split: str) -> Source:
+def open_source(config: DigitsData | TfdsData | FolderData, split: str) -> Source:
     """The split (train, val or test) of the data set that the configuration names."""
     return Tfds(config, split) if isinstance(config, TfdsData) else Digits(split)
 

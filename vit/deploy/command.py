@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -146,23 +146,18 @@ class Results:
 
     def __enter__(self) -> "Results":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.csv = self._open("predictions.csv", "path,label,probability,")
-        self.jsonl = self._open("predictions.jsonl", '{"path": ')
+        begins = {"predictions.csv": "path,label,probability,", "predictions.jsonl": '{"path": '}
+        for name, begin in begins.items():
+            path = self.folder / name
+            if path.exists() and path.read_bytes()[: len(begin)] not in (b"", begin.encode()):
+                what = f"there is another {name}, which would be lost"
+                raise UserError(what, str(path), "give another folder, as --out predicted")
+        # What isn't UTF-8 in a path goes as it came.
+        how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "", "buffering": 1}
+        self.csv, self.jsonl = (self.files.enter_context((self.folder / name).open("w", **how)) for name in begins)
         self.rows = csv.writer(self.csv, lineterminator="\n")
         self.rows.writerow(self.header)
         return self
-
-    def _open(self, name: str, begin: str) -> IO[str]:
-        path = self.folder / name
-        if path.exists():
-            with path.open("rb") as old:
-                found = old.read(len(begin))
-            if found not in (b"", begin.encode()):
-                raise UserError(
-                    f"there is another {name}, which would be lost", str(path), "give another folder, as --out predicted"
-                )
-        # What isn't UTF-8 in a path goes as it came.
-        return self.files.enter_context(path.open("w", encoding="utf-8", errors="surrogateescape", newline="", buffering=1))
 
     def add(self, path: str, result: Any) -> None:
         """A row for a prediction, or for a bad file."""

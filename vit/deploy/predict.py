@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vit.data.augment import make_prepare
-from vit.data.crop import as_evaluated
+from vit.data.crop import as_evaluated, evaluated_share
 from vit.data.decode import BadImage
 from vit.deploy.images import listed, pixels
 from vit.errors import UserError
@@ -84,6 +84,7 @@ class Predictor:
         self.class_names: list[str] = data["class_names"]
         self.image_size: tuple[int, int] = tuple(data["image_size"])
         self.channels: int = data["channels"]
+        self._share = evaluated_share(trained.config.data)
         self._prepare = make_prepare(trained.config.data, trained.config.augment)
         self._mesh = make_mesh(jax.local_devices())
         everywhere = replicated(self._mesh)
@@ -152,7 +153,7 @@ class Predictor:
 
     def view(self, image: Any) -> UInt8[np.ndarray, "H W C"]:
         """What the model is shown of an image. Raises `BadImage`, and `UserError` for what isn't an image."""
-        return as_evaluated(pixels(image), self.image_size, self.channels)
+        return as_evaluated(pixels(image), self.image_size, self.channels, self._share)
 
     def _view(self, image: Any) -> UInt8[np.ndarray, "H W C"] | BadImage:
         try:

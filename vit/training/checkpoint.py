@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit.errors import UserError
-from vit.training import storage
+from vit.training import lora, storage
 from vit.training.hosts import array_from_primary, from_primary, primary
 from vit.training.sharding import collect, distribute
 from vit.training.storage import MANIFEST
@@ -234,10 +234,12 @@ class Checkpoints:
         return distribute(jax.tree_util.tree_map_with_path(lambda path, _: saved[_path(path)], like), like)
 
     def params(self, step: int) -> dict[str, np.ndarray]:
-        """The parameters that are evaluated (the moving average where there is one), by path."""
+        """The parameters that are evaluated (the moving average where there is one, LoRA's factors merged), by path."""
         saved = self._arrays(step)
-        kind = "ema/" if any(path.startswith("ema/") for path in saved) else "params/"
-        return {path.removeprefix(kind): x for path, x in saved.items() if path.startswith(kind)}
+        kept, averaged = (
+            {path.removeprefix(kind): x for path, x in saved.items() if path.startswith(kind)} for kind in ("params/", "ema/")
+        )
+        return {path: np.asarray(x) for path, x in lora.plain({**kept, **averaged}).items()}
 
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every saved array by path: the primary reads, the others are told."""

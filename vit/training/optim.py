@@ -1,5 +1,6 @@
 """From the configuration to optax: schedule, parameter groups by path, optimiser, moving average."""
 
+import dataclasses
 import re
 
 import jax
@@ -13,6 +14,7 @@ from vit.models.vit import Params
 
 DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
 MATRICES = r"^blocks/.*kernel$"  # what Muon makes orthogonal
+EMBEDDING = r"^(patch_embed|pos_embed|cls_token|dist_token|reg_token|norm_pre)\b"  # layer 0 of layer-wise decay
 
 
 def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:
@@ -32,8 +34,24 @@ def image_size(config: ScheduleConfig, step: int, steps: int) -> int:
     return next((size for size, share in zip(config.sizes, config.until, strict=True) if step < round(share * steps)), 0)
 
 
-def optimizer(config: AdamW | Muon | SGD, clip: float) -> optax.GradientTransformation:
-    """Gradients → the direction of descent; the train step scales it by the learning rate of the moment."""
+def layer_scale(path: str, decay: float, depth: int) -> float:
+    """A parameter's share of the learning rate, as timm groups layers: decay ** (depth + 1 - layer).
+
+    The embedding is layer 0, block i layer i + 1, the final norm goes with the last block, the head is layer depth + 1.
+    """
+    block = re.match(r"blocks/(\d+)/", path)
+    layer = int(block[1]) + 1 if block else 0 if re.match(EMBEDDING, path) else depth + (not path.startswith("norm/"))
+    return decay ** (depth + 1 - layer)
+
+
+def optimizer(config: AdamW | Muon | SGD, clip: float, depth: int) -> optax.GradientTransformation:
+    """Gradients → the direction of descent; the train step scales it by the learning rate of the moment.
+
+    `depth` is the number of blocks, for layer-wise decay.
+    """
+    if config.layer_decay < 1:
+        scaled = optax.stateless(lambda u, _: {path: layer_scale(path, config.layer_decay, depth) * x for path, x in u.items()})
+        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, depth), scaled)
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: re.search(DECAYED, path) is not None for path in params}

@@ -1,7 +1,8 @@
 """How a state moves: pure functions on dicts of arrays, compiled once each.
 
-The state holds `params` (path → array), `opt` (optax's), `ema` (as params, or empty), and counters: `step` (updates
-tried), `offset` (batches stepped over), `skipped` (updates not made), `streak` (of those, in a row now) and `rollbacks`.
+The state holds `params` (path → array), `opt` (optax's) and `ema` (path → array, or empty) of those parameters that are
+trained, and counters: `step` (updates tried), `offset` (batches stepped over), `skipped` (updates not made), `streak` (of
+those, in a row now) and `rollbacks`.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,24 @@ from jaxtyping import Array, Float, Int, Key
 
 from vit.config import Config
 from vit.models.vit import Params, merge, split
+from vit.training import lora
 from vit.training.optim import ema_decay, learning_rate, optimizer
+from vit.training.trained import trained
 
 State = dict[str, Any]
 Batch = dict[str, Array]  # image (B, H, W, C) uint8, label (B,), id (B,), mask (B,)
 Prepare = Callable[[Batch, Key[Array, "B"] | None], Batch]  # normalise; with keys, augment
 
 
-def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config) -> State:
-    """The state before the first update."""
+def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config, start: dict[str, Any] | None = None) -> State:
+    """The state before the first update; parameters in `start` take the place of freshly drawn ones."""
     _, params = split(build(nnx.Rngs(config.seed)))
+    params = lora.add({**params, **(start or {})}, config.lora, config.seed)
+    moving = {path: params[path] for path in trained(config, params)}
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
-    ema = jax.tree.map(jnp.copy, params) if config.ema else {}
-    return {"params": params, "opt": optimizer(config.optim, config.clip).init(params), "ema": ema, **counters}
+    ema = jax.tree.map(jnp.copy, moving) if config.ema else {}
+    opt = optimizer(config.optim, config.clip, config.model.depth).init(moving)
+    return {"params": params, "opt": opt, "ema": ema, **counters}
 
 
 def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[Array, "B"]:
@@ -44,24 +50,25 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
-    schedule, optim = learning_rate(config.schedule, config.optim.lr, config.steps), optimizer(config.optim, config.clip)
+    schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
+    optim = optimizer(config.optim, config.clip, config.model.depth)
 
-    def mean_loss(params: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
-        losses = task.loss(merge(graph, params), batch, keys)
+    def mean_loss(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
+        losses = task.loss(merge(graph, lora.merged({**frozen, **moving})), batch, keys)
         return jnp.sum(losses * batch["mask"]) / total
 
-    def loss_and_gradient(params: Params, batch: Batch, keys: Key[Array, "B"]) -> tuple[Array, Params]:
+    def loss_and_gradient(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"]) -> tuple[Array, Params]:
         """Of the whole batch, one microbatch after the other."""
         total = jnp.maximum(batch["mask"].sum(), 1)
         if config.accumulate == 1:
-            return jax.value_and_grad(mean_loss)(params, batch, keys, total)
+            return jax.value_and_grad(mean_loss)(moving, frozen, batch, keys, total)
 
         def add(sums: tuple[Array, Params], part: tuple[Batch, Array]) -> tuple[tuple[Array, Params], None]:
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_loss)(params, *part, total)), None
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(mean_loss)(moving, frozen, *part, total)), None
 
         # Every device gives a share of each microbatch: example i goes to microbatch i mod accumulate.
         parts = jax.tree.map(lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, keys))
-        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, moving)
         return jax.lax.scan(add, zero, parts)[0]
 
     def train_step(state: State, batch: Batch, size: int = 0) -> tuple[State, dict[str, Array]]:
@@ -69,10 +76,12 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         batch = prepare(batch, keys)  # the whole of it: mixing takes an image's neighbour
         if size:
             batch = {**batch, "image": resize(batch["image"], size)}
-        loss, gradient = loss_and_gradient(state["params"], batch, keys)
+        moving = {path: state["params"][path] for path in trained(config, state["params"])}
+        frozen = {path: x for path, x in state["params"].items() if path not in moving}
+        loss, gradient = loss_and_gradient(moving, frozen, batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
-        direction, opt = optim.update(gradient, state["opt"], state["params"])
-        params = jax.tree.map(lambda p, d: p - lr * d, state["params"], direction)
+        direction, opt = optim.update(gradient, state["opt"], moving)
+        params = jax.tree.map(lambda p, d: p - lr * d, moving, direction)
         norm = optax.tree.norm(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
 
@@ -80,8 +89,9 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         if config.ema:
             decay = ema_decay(config.ema, state["step"])
             ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
-        new = {"params": params, "opt": opt, "ema": ema}
-        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, {name: state[name] for name in new})
+        new, old = ({"params": p, "opt": o, "ema": e} for p, o, e in ((params, opt, ema), (moving, state["opt"], state["ema"])))
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        new["params"] = {**frozen, **new["params"]}
         counters = {
             "step": state["step"] + 1,
             "offset": state["offset"],
@@ -107,5 +117,5 @@ def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Arr
 
 
 def evaluated(state: State) -> Params:
-    """The parameters that are evaluated and predicted with: the moving average where there is one."""
-    return state["ema"] or state["params"]
+    """The parameters that are evaluated and predicted with: the moving average where there is one, LoRA's factors merged."""
+    return lora.plain({**state["params"], **state["ema"]})

@@ -1,0 +1,114 @@
+"""How a run begins from pretrained weights: what they decide of its settings, and how they are made to fit its data."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit.config import FREE, Config, ViTConfig, fields, from_json, validate
+from vit.errors import UserError
+from vit.limits import flag
+from vit.models.layers import resample_positions
+from vit.models.vit import patch_grid
+from vit.tasks import make_task
+from vit.training.checkpoint import Checkpoints
+from vit.training.defaults import replaced, resolve
+from vit.weights.source import Pretrained, load
+
+
+def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, list[str]]:
+    """The settings with what the weights say, the weights where they are needed, and a line on each thing decided.
+
+    A run that was begun already has its checkpoint say all that was chosen then, and the weights aren't opened again.
+    Raises `UserError` for weights that can't be read, and for a model flag that contradicts them.
+    """
+    if not config.auto:
+        return config, None, []
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        found = checkpoints.newest()
+    if found:
+        chosen = fields(from_json(found.meta["config"], f"{workdir}, step {found.step}"))
+        config = replaced(config, {name: chosen[name][1] for name in config.auto if name in chosen})
+        return dataclasses.replace(config, auto=()), None, []
+    if not config.weights:
+        auto = tuple(name for name in config.auto if name != "data.size")
+        return dataclasses.replace(config, auto=auto), None, ["no --weights: this trains from scratch"]
+    weights = load(config.weights)
+    decided = {f"model.{f.name}": getattr(weights.config, f.name) for f in dataclasses.fields(ViTConfig) if f.name not in FREE}
+    for name, value in decided.items():
+        given = getattr(config.model, name.removeprefix("model."))
+        if name not in config.auto and given != value:
+            what = f"{flag(name)} is {given}, the weights have {value}"
+            raise UserError(what, weights.source, f"remove {flag(name)}: the weights decide the model's sizes")
+    if "data.size" in config.auto:
+        decided["data.size"] = max(weights.image_size)
+    config = replaced(config, decided)
+    config = dataclasses.replace(config, auto=tuple(name for name in config.auto if name not in decided))
+    validate(config, f"the settings with those of {weights.source}")
+    size, m = " x ".join(map(str, weights.image_size)), weights.config
+    line = f"weights: {weights.source}: width {m.width}, {m.depth} blocks, patch {m.patch}, {weights.channels} channels, {size}"
+    return config, weights, [line]
+
+
+def prepare(
+    config: Config, weights: Pretrained | None, data: dict[str, Any], images: int
+) -> tuple[Config, dict[str, np.ndarray], list[str]]:
+    """The settings with all in `auto` chosen, the parameters to begin with, and a line on each thing decided.
+
+    `data` is what `vit.data.sources.describe` says, `images` the number to train on.
+    """
+    params, lines = fitted(weights, data) if weights else ({}, [])
+    if weights:
+        fitting = {"data.mean": weights.mean, "data.std": weights.std}
+        if len(weights.mean) not in (1, data["channels"]):
+            fitting = {name: (float(np.mean(x)),) for name, x in fitting.items()}
+        config = replaced(config, {name: x for name, x in fitting.items() if name in config.auto})
+        config = dataclasses.replace(config, auto=tuple(name for name in config.auto if name not in fitting))
+    if not config.auto:
+        return config, params, lines
+    task = make_task(config.task, config.model, data)
+    shapes = nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
+    config, chosen = resolve(config, images, sum(x.size for x in jax.tree.leaves(shapes)), bool(weights))
+    return config, params, [*lines, *chosen]
+
+
+def fitted(weights: Pretrained, data: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The pretrained parameters as a model of this data has them, without a head that begins anew, and a line on each change.
+
+    `data` is what `vit.data.sources.describe` says.
+    """
+    params, lines = dict(weights.params), []
+    height, width = data["image_size"]
+    old, new = patch_grid(weights.config, *weights.image_size), patch_grid(weights.config, height, width)
+    if "pos_embed" in params and old != new:
+        table = params["pos_embed"]
+        before = table.shape[1] - old[0] * old[1]  # class token and the like
+        resized = resample_positions(jnp.asarray(table[:, before:]), old, new)
+        params["pos_embed"] = np.concatenate([table[:, :before], np.asarray(resized)], axis=1)
+        lines.append(f"positions resampled from {old[0]} x {old[1]} patches to {new[0]} x {new[1]}")
+    if data["channels"] != weights.channels:
+        first = "patch_embed/proj/kernel" if "patch_embed/proj/kernel" in params else "patch_embed/convs/0/kernel"
+        params[first] = with_channels(params[first], weights.channels, data["channels"])
+        how = "summed over" if data["channels"] == 1 else "repeated and scaled from"
+        lines.append(f"the embedding of {data['channels']} channels is {how} the weights' {weights.channels}")
+    if weights.class_names == data["class_names"]:
+        return params, [*lines, f"the head is kept: the same {len(data['class_names'])} classes"]
+    params = {path: x for path, x in params.items() if not path.startswith("head")}
+    theirs = f"{weights.classes} others" if weights.classes else "none"
+    return params, [*lines, f"the head begins anew, at zero: {len(data['class_names'])} classes, the weights know {theirs}"]
+
+
+def with_channels(kernel: np.ndarray, old: int, new: int) -> np.ndarray:
+    """An embedding's kernel, inputs last but one and channels innermost of them, for other channels, as timm has it.
+
+    Grey: the sum. More: repeated and scaled by old / new, so that a grey image in colour gives what it gave.
+    """
+    parts = kernel.reshape(*kernel.shape[:-2], -1, old, kernel.shape[-1])
+    if new == 1:
+        parts = parts.sum(axis=-2, keepdims=True)
+    else:
+        parts = np.concatenate([parts] * -(-new // old), axis=-2)[..., :new, :] * np.float32(old / new)
+    return parts.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
