@@ -100,25 +100,27 @@ def test_a_folder_with_a_bad_file_is_predicted_as_it_is_evaluated(run, tmp_path)
 
 
 def test_paths_on_stdin_and_ctrl_c(run, files, tmp_path):
-    process = start("--workdir", str(run), "-", "--out", str(tmp_path), text=True)
-    process.stdin.write("".join(f"{path}\n" for path in files[:100]))
-    process.stdin.flush()
-    first = process.stdout.readline()
-    assert first.split("\t")[0] == str(files[0])
-    process.send_signal(signal.SIGINT)
-    rest, err = process.communicate(timeout=120)
+    with start("--workdir", str(run), "-", "--out", str(tmp_path), text=True) as process:
+        process.stdin.write("".join(f"{path}\n" for path in files[:100]))
+        process.stdin.flush()
+        printed = [process.stdout.readline()]
+        process.send_signal(signal.SIGINT)
+        process.stdin.close()
+        printed += process.stdout.readlines()
+        err = process.stderr.read()
     assert process.returncode == 75, err
     table, objects = rows(tmp_path)
-    assert 1 <= len(table) == len(objects) == 1 + len(rest.splitlines()) < 100
+    assert 1 <= len(table) == len(objects) == len(printed) < 100
+    assert [line.split("\t")[0] for line in printed] == [str(path) for path in files[: len(table)]]
     assert err.splitlines()[-1] == f"stopped after {len(table)} images; they are in {tmp_path}/predictions.csv"
 
 
 def test_a_reader_that_leaves_ends_it(run, files, tmp_path):
-    process = start("--workdir", str(run), str(files[0].parent), "--out", str(tmp_path))
-    process.stdout.readline()
-    process.stdout.close()
-    err = process.stderr.read().decode()
-    assert process.wait(timeout=120) in (0, 75), err
+    with start("--workdir", str(run), str(files[0].parent), "--out", str(tmp_path)) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode in (0, 75), err
     assert "Traceback" not in err
 
 
@@ -221,17 +223,15 @@ def test_names_cannot_drive_a_terminal():
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
 def test_a_bar_on_the_terminal_leaves_stdout_alone(run, files, tmp_path):
     terminal, end = os.openpty()
-    process = start("--workdir", str(run), str(files[0].parent), "--out", str(tmp_path), stderr=end, env={
-        **program_environment(), "PYTHONPATH": str(REPO), "TERM": "xterm-256color", "COLUMNS": "100",
-    })  # fmt: skip
-    os.close(end)
-    printed = process.stdout.read().decode()
-    process.wait(timeout=120)
-    seen = b""
-    with contextlib.suppress(OSError):
-        while part := os.read(terminal, 4096):
-            seen += part
+    env = {**program_environment(), "PYTHONPATH": str(REPO), "TERM": "xterm-256color", "COLUMNS": "100"}
+    with start("--workdir", str(run), str(files[0].parent), "--out", str(tmp_path), stderr=end, env=env) as process:
+        os.close(end)
+        printed, seen = process.stdout.read().decode(), b""
+        with contextlib.suppress(OSError):  # so a terminal's other end says that it's over
+            while part := os.read(terminal, 4096):
+                seen += part
     os.close(terminal)
+    assert process.returncode == 0
     assert len(printed.splitlines()) == 360
     assert b"360" in seen
     assert b"ETA" in seen

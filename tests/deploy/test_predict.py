@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -167,7 +168,7 @@ def test_the_batch_is_the_runs_or_what_fits(run, monkeypatch):
 def test_attention_is_the_reports(run, predictor, files):
     results = predictor.predict(files[:12], attention=True)
     np.testing.assert_allclose(probabilities(results), probabilities(predictor.predict(files[:12])), atol=1e-6)
-    batch = {"image": np.stack([Digits("test")[i]["image"] for i in range(12)])}
+    batch = {"image": jnp.stack([Digits("test")[i]["image"] for i in range(12)])}
     graph = nnx.graphdef(nnx.eval_shape(lambda: predictor.trained.task.build(nnx.Rngs(0))))
     _, out = merge(graph, predictor._params)(predictor._prepare(batch, None)["image"], attention=True)
     rollout, last = maps("mean", out)

@@ -13,7 +13,7 @@ from vit.data.sources import Digits, describe, open_source
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.state import init_state
-from vit.training.workdir import versions
+from vit.training.workdir import versions, write_config
 
 MODEL = ViTConfig(patch=2, width=16, depth=2, heads=2, mlp=32, pool="mean")
 
@@ -35,6 +35,7 @@ def tiny_run(folder: Path, config: Config | None = None, described: dict[str, An
             params = {**state["params"], "head/kernel": rng.normal(0, 1, head.shape).astype(np.float32)}
             checkpoints.save(step, jax.tree.map(jax.numpy.asarray, {**state, "params": params}), meta)
             checkpoints.wait()
+    write_config(folder, config)
     return folder
 
 
