@@ -31,7 +31,8 @@ from tests.conftest import REPO, SMALL, program_environment
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
-from vit import cli
+from tests.weights.test_start import pretrained
+from vit import cli, weights
 from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
 from vit.data import prepare as prepare_module
 from vit.data.augment import preprocessing
@@ -39,11 +40,14 @@ from vit.data.sources import Digits, Tfds, describe
 from vit.errors import UserError
 from vit.flags import parse_config
 from vit.training.checkpoint import Checkpoints, Found
+from vit.training.defaults import resolve
 from vit.training.evaluate import Trained, evaluate_split, open_run
 from vit.training.hosts import joined
 from vit.training.sharding import check_batch_size, make_mesh
 from vit.training.storage import open_folder
+from vit.training.trained import trained
 from vit.training.workdir import check_resumable, locked
+from vit.weights import start
 
 GOLDEN = Path(__file__).parent / "golden" / "errors.txt"
 SOURCES = [*sorted((REPO / "vit").rglob("*.py")), REPO / "train.py", REPO / "eval.py"]
@@ -276,6 +280,16 @@ def program(*args: str) -> Callable[[At], Any]:
     return provoke
 
 
+PATHS = ["blocks/0/attn/qkv/kernel", "blocks/0/attn/qkv/bias", "cls_token", "head/kernel", "head/bias"]
+
+
+def contradicted(at: At) -> None:
+    """A flag for the model's width beside weights of another width."""
+    config = parse_config(["--weights", "w", "--model.width", "32"], REPO / "configs" / "digits.py")
+    at.patch.setattr(start, "load", lambda text: pretrained())
+    start.settle(config, at.folder)
+
+
 CASES: dict[str, Callable[[At], Any]] = {
     # the command line
     "unknown flag": flags("--lr", "3"),
@@ -380,6 +394,12 @@ CASES: dict[str, Callable[[At], Any]] = {
     "model of fewer classes": other_data(class_names=["cat", "dog"]),
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
+    # fine-tuning
+    "weights that aren't there": lambda at: weights.load("runs/none"),
+    "model flag against the weights": contradicted,
+    "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
+    "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),
+    "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
 }  # fmt: skip
 
 

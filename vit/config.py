@@ -43,10 +43,42 @@ class ViTConfig:
     """Hidden width of each block's MLP."""
     stem: Literal["patch", "conv"] = "patch"
     """Patch embedding: one linear map of each patch, or a pyramid of strided 3x3 convolutions (arXiv 2106.14881)."""
-    position: Literal["learned", "sincos"] = "learned"
-    """Position embedding: learned (resampled at other sizes) or fixed 2-D sin-cos (computed at any size)."""
-    pool: Literal["token", "mean", "map"] = "token"
-    """Class token, mean of the patch tokens, or multi-head attention pooling."""
+    position: Literal["learned", "sincos", "none"] = "learned"
+    """Position embedding: learned (resampled at other sizes), fixed 2-D sin-cos (computed at any size), or none."""
+    positioned: Literal["all", "class", "patches"] = "all"
+    """Learned positions for all tokens, for the class token and the patches, or for the patches alone."""
+    resample: Literal["cubic", "cubic_torch", "linear"] = "cubic"
+    """Learned positions at other sizes: cubic or linear with antialiasing, or PyTorch's cubic (a = -0.75) without."""
+    rope: Literal["none", "dinov3", "eva"] = "none"
+    """Rotary positions of the patch tokens in every attention, as in DINOv3 (arXiv 2508.10104) or EVA-02 (2303.11331)."""
+    class_token: bool = False
+    """A class token even where the pooling reads none."""
+    registers: Natural = 0
+    """Learned tokens between class token and patches (arXiv 2309.16588); DeiT's distillation token is one of them."""
+    distilled: bool = False
+    """A second head on the first register; the result is the mean of both heads' (DeiT, arXiv 2012.12877)."""
+    pool: Literal["token", "mean", "map", "token_mean"] = "token"
+    """Class token, mean of the patch tokens, multi-head attention pooling, or class token and mean side by side."""
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    """The last normalisation: of all tokens, of the pooled vector alone, or none."""
+    pre_norm: bool = False
+    """Normalise the embedded tokens before the first block, as CLIP does."""
+    pre_logits: Natural = 0
+    """Width of a tanh layer before the head; 0: none."""
+    patch_bias: bool = True
+    """A bias in the patch embedding."""
+    qkv_bias: Literal["qkv", "qv", "none"] = "qkv"
+    """Biases of queries, keys and values; of queries and values alone; or none."""
+    qk_norm: bool = False
+    """Normalise queries and keys within each head (arXiv 2302.05442)."""
+    layer_scale: NonNegative = 0.0
+    """First value of a learned scale of each residual branch (arXiv 2103.17239); 0: none."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
+    """Of the MLPs: GELU exact, by tanh, as x·sigmoid(1.702x), or the gated SiLU (arXiv 2002.05202, with 3 matrices)."""
+    inner_norm: Literal["none", "mlp", "both"] = "none"
+    """A further normalisation of the MLP's hidden values, or of the attended values too (EVA-02)."""
+    eps: Positive = 1e-6
+    """Added to the variance in every normalisation."""
     drop_path: Share = 0.0
     """Stochastic depth: rate of the last block, growing linearly from 0 at the first."""
     dropout: Share = 0.0
@@ -320,6 +352,13 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield config.width % config.heads, what, "a width that --model.heads divides"
         what = f"sin-cos positions can't fill --model.width {config.width}"
         yield config.position == "sincos" and config.width % 4, what, "a multiple of 4, or --model.position learned"
+        what = f"rotary positions can't turn heads of {config.width // config.heads} values"
+        yield config.rope != "none" and config.width // config.heads % 4, what, "heads of a multiple of 4"
+        what = "--model.distilled needs a class token and a distillation token"
+        yield config.distilled and not (config.pool == "token" and config.registers), what, "--model.pool token, registers 1"
+        what = f"--model.final-norm pooled can't follow --model.pool {config.pool}"
+        bad = config.final_norm == "pooled" and (config.pool == "token_mean" or config.distilled)
+        yield bad, what, "--model.final-norm tokens"
     if isinstance(config, Config):
         yield from _contradictions(config.model)
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"

@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit.models import layers
+from vit.models import layers, positions
 
 
 def reference(q, k, v, mask=None):
@@ -138,7 +138,7 @@ def test_the_convolutional_stem_makes_the_same_grid(patch, strides):
 
 def test_sincos_positions_are_moco_v3s():
     h, w, D = 3, 5, 8
-    got = layers.sincos_positions(h, w, D)[0].reshape(h, w, D)
+    got = positions.sincos_positions(h, w, D)[0].reshape(h, w, D)
     omega = 1 / 10_000 ** (np.arange(D // 4) / (D // 4 - 1))
     for row in range(h):
         for column in range(w):
@@ -150,8 +150,8 @@ def test_positions_are_resampled_smoothly_and_in_place():
     rows = jnp.linspace(0, 1, 8)[:, None, None] * jnp.ones((8, 8, 1))
     columns = jnp.swapaxes(rows, 0, 1)
     table = jnp.concatenate([rows, columns], axis=-1).reshape(1, 64, 2)
-    assert layers.resample_positions(table, (8, 8), (8, 8)) is table
-    out = np.asarray(layers.resample_positions(table, (8, 8), (4, 16))).reshape(4, 16, 2)
+    assert positions.resample_positions(table, (8, 8), (8, 8)) is table
+    out = np.asarray(positions.resample_positions(table, (8, 8), (4, 16))).reshape(4, 16, 2)
     assert np.all(np.diff(out[:, :, 0], axis=0) > 0)
     assert np.ptp(out[:, :, 0], axis=1).max() < 1e-5
     assert np.all(np.diff(out[2, 2:-2, 1]) > 0)

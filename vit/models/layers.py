@@ -1,4 +1,4 @@
-"""The parts of a Vision Transformer: attention, MLP, block, patch embedding, positions.
+"""The parts of a Vision Transformer: attention, MLP, block, patch embedding, attention pooling.
 
 Glossary for shapes: B batch, H W pixels, P patch, N tokens, D width, h heads, d width of a head.
 Randomness comes with the call, one key an example; without keys everything is deterministic (evaluation).
@@ -6,14 +6,16 @@ Randomness comes with the call, one key an example; without keys everything is d
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, Num
+
+from vit.config import ViTConfig
 
 Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
 Keys = Key[Array, "B"]
@@ -57,6 +59,14 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "swiglu": lambda x: jax.nn.silu(x[..., : x.shape[-1] // 2]) * x[..., x.shape[-1] // 2 :],
+}
+
+
 def fold_in(keys: Keys | None, number: int) -> Keys | None:
     """An independent key an example from each key; None stays None."""
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
@@ -89,60 +99,125 @@ def _qkv_init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with one matrix for queries, keys and values."""
+    """Multi-head self-attention with one matrix for queries, keys and values.
 
-    def __init__(self, width: int, heads: int, *, fused: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+    `bias` tells which of them have one ("qkv", "qv" or "none"), `norms` what else is normalised: "qk" within each head, "out"
+    the attended values.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: str = "qkv",
+        norms: Collection[str] = (),
+        eps: float = 1e-6,
+        fused: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         self.heads, self.fused = heads, fused
-        self.qkv = Linear(width, 3 * width, kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, use_bias=bias == "qkv", kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
+        if bias == "qv":
+            self.qv_bias = nnx.Param(jnp.zeros(2 * width))
+        if "qk" in norms:
+            self.q_norm, self.k_norm = (LayerNorm(width // heads, epsilon=eps, dtype=dtype, rngs=rngs) for _ in range(2))
+        if "out" in norms:
+            self.norm = LayerNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B N D"], mask: Mask | None = None, with_weights: bool = False
+        self,
+        x: Float[Array, "B N D"],
+        mask: Mask | None = None,
+        with_weights: bool = False,
+        rotate: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
-        """Attended tokens, and the attention weights if asked for. `mask` broadcasts to (B, h, N, N)."""
+        """Attended tokens, and the attention weights if asked for. `mask` broadcasts to (B, h, N, N).
+
+        `rotate` turns queries and keys (B, h, N, d) by their places.
+        """
         B, N, D = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
+        qkv = self.qkv(x)
+        if hasattr(self, "qv_bias"):
+            bias = self.qv_bias[...].astype(qkv.dtype)
+            qkv = qkv + jnp.concatenate([bias[:D], jnp.zeros_like(bias[:D]), bias[D:]])
+        q, k, v = qkv.reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
         weights = attention_weights(q, k, mask) if with_weights else None
         if self.fused and mask is None:  # with a mask, its rows that may attend to nothing would not be zeros
             y = jax.nn.dot_product_attention(*(z.swapaxes(1, 2) for z in (q, k, v)))
         else:
             y = attention(q, k, v, mask).swapaxes(1, 2)  # XLA computes shared parts once
-        return self.proj(y.reshape(B, N, D)), weights
+        y = y.reshape(B, N, D)
+        return self.proj(self.norm(y) if hasattr(self, "norm") else y), weights
 
 
 class Mlp(nnx.Module):
-    """The feed-forward network of a block: D → hidden → D with a GELU between."""
+    """The feed-forward network of a block: D → hidden → D with an activation between.
 
-    def __init__(self, width: int, hidden: int, *, rate: float = 0.0, dtype: DTypeLike, rngs: nnx.Rngs):
+    The gated "swiglu" has gate and value side by side in its first matrix. With `norm` the hidden values are normalised.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        norm: bool = False,
+        eps: float = 1e-6,
+        rate: float = 0.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         small = nnx.initializers.normal(1e-6)
-        self.rate = rate
-        self.fc1 = Linear(width, hidden, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
+        self.rate, self.activation = rate, activation
+        wide = 2 * hidden if activation == "swiglu" else hidden
+        self.fc1 = Linear(width, wide, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
+        if norm:
+            self.norm = LayerNorm(hidden, epsilon=eps, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(hidden, width, kernel_init=xavier, bias_init=small, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch N D"], keys: Keys | None = None) -> Float[Array, "*batch N D"]:
         """Each token on its own; `keys` for dropout of the hidden values."""
-        return self.fc2(dropout(gelu(self.fc1(x)), self.rate, keys))
+        x = dropout(ACTIVATIONS[self.activation](self.fc1(x)), self.rate, keys)
+        return self.fc2(self.norm(x) if hasattr(self, "norm") else x)
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled on request."""
 
-    def __init__(
-        self, width: int, heads: int, mlp: int, *, rate: float, drop_path: float, fused: bool, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        self.rate, self.drop_path = rate, drop_path
-        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.attn = SelfAttention(width, heads, fused=fused, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp, rate=rate, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ViTConfig, drop_path: float, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        D, self.rate, self.drop_path = config.width, config.dropout, drop_path
+        shared: Any = {"eps": config.eps, "dtype": dtype, "rngs": rngs}
+        norms = ["qk"] * config.qk_norm + ["out"] * (config.inner_norm == "both")
+        self.norm1 = LayerNorm(D, epsilon=config.eps, dtype=dtype, rngs=rngs)
+        self.attn = SelfAttention(D, config.heads, bias=config.qkv_bias, norms=norms, fused=config.fused, **shared)
+        self.norm2 = LayerNorm(D, epsilon=config.eps, dtype=dtype, rngs=rngs)
+        inner = config.inner_norm != "none"
+        self.mlp = Mlp(D, config.mlp, activation=config.activation, norm=inner, rate=config.dropout, **shared)
+        if config.layer_scale:
+            self.scale1, self.scale2 = (nnx.Param(jnp.full(D, config.layer_scale, jnp.float32)) for _ in range(2))
 
     def __call__(
-        self, x: Float[Array, "B N D"], keys: Keys | None = None, mask: Mask | None = None, with_weights: bool = False
+        self,
+        x: Float[Array, "B N D"],
+        keys: Keys | None = None,
+        mask: Mask | None = None,
+        with_weights: bool = False,
+        rotate: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
         """The tokens after this block, and its attention weights if asked for."""
-        y, weights = self.attn(self.norm1(x), mask, with_weights)
+        y, weights = self.attn(self.norm1(x), mask, with_weights, rotate)
+        y = y * self.scale1[...].astype(y.dtype) if hasattr(self, "scale1") else y
         x = x + dropout(dropout(y, self.rate, fold_in(keys, 0)), self.drop_path, fold_in(keys, 1), whole=True)
         y = self.mlp(self.norm2(x), fold_in(keys, 2))
+        y = y * self.scale2[...].astype(y.dtype) if hasattr(self, "scale2") else y
         x = x + dropout(dropout(y, self.rate, fold_in(keys, 3)), self.drop_path, fold_in(keys, 4), whole=True)
         return x, weights
 
@@ -150,9 +225,9 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Each P×P patch, flattened (row, column, channel) and mapped linearly to a token."""
 
-    def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, patch: int, channels: int, width: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs):
         self.patch = patch
-        self.proj = Linear(patch * patch * channels, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
+        self.proj = Linear(patch * patch * channels, width, use_bias=bias, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """The grid of tokens."""
@@ -203,15 +278,25 @@ def prime_factors(n: int) -> list[int]:
 class AttentionPool(nnx.Module):
     """MAP: one learned token asks all others (arXiv 2106.04560, appendix), then a residual MLP."""
 
-    def __init__(self, width: int, heads: int, mlp: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: int,
+        *,
+        activation: str = "gelu",
+        eps: float = 1e-6,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
         self.latent = nnx.Param(xavier(rngs.params(), (1, 1, width)))
         self.q = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.k = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.v = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, kernel_init=xavier, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp, activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B D"], Float[Array, "B h N"]]:
         """One vector of all tokens, and the attention weights."""
@@ -225,19 +310,3 @@ class AttentionPool(nnx.Module):
         y = jnp.matmul(weights.astype(x.dtype), split(self.v(x)))
         y = self.proj(y.swapaxes(1, 2).reshape(B, 1, D))
         return (y + self.mlp(self.norm(y)))[:, 0], weights[:, :, 0]
-
-
-def sincos_positions(h: int, w: int, width: int) -> Float[np.ndarray, "1 N D"]:
-    """Fixed 2-D sin-cos positions of an h×w grid (MoCo v3, arXiv 2104.02057). `width` is a multiple of 4."""
-    omega = 1 / 10_000 ** (np.arange(width // 4) / max(1, width // 4 - 1))
-    y, x = (grid.reshape(-1, 1) * omega for grid in np.mgrid[:h, :w])
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1, dtype=np.float32)[None]
-
-
-def resample_positions(positions: Float[Array, "1 N D"], old: tuple[int, int], new: tuple[int, int]) -> Float[Array, "1 M D"]:
-    """Learned positions of an old grid at a new one, bicubic with antialiasing as in timm."""
-    if old == new:
-        return positions
-    grid = positions.reshape(1, *old, -1)
-    resized = jax.image.resize(grid, (1, *new, grid.shape[-1]), "cubic", antialias=True)
-    return resized.reshape(1, new[0] * new[1], -1)

@@ -1,5 +1,6 @@
 """The Vision Transformer (arXiv 2010.11929): images in, a result and every intermediate out."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ from vit.models.layers import (
     conv_layout,
     dropout,
     fold_in,
-    resample_positions,
-    sincos_positions,
+    xavier,
 )
+from vit.models.positions import resample_positions, rotation, sincos_positions
 
 Params = dict[str, Array]  # string path, as blocks/0/attn/qkv/kernel → array
 
@@ -44,22 +45,39 @@ class ViT(nnx.Module):
         self.config = config
         self.grid = patch_grid(config, *image_size)
         D, dtype = config.width, jnp.dtype(config.dtype)
-        stem = PatchEmbed if config.stem == "patch" else ConvStem
-        self.patch_embed = stem(config.patch, channels, D, dtype=dtype, rngs=rngs)
-        self.prefix = int(config.pool == "token")  # tokens before the patch tokens
-        if config.pool == "token":
+        shared: Any = {"dtype": dtype, "rngs": rngs}
+        if config.stem == "patch":
+            self.patch_embed = PatchEmbed(config.patch, channels, D, bias=config.patch_bias, **shared)
+        else:
+            self.patch_embed = ConvStem(config.patch, channels, D, **shared)
+        self.prefix, self.positioned = prefix_tokens(config)
+        if self.prefix > config.registers:
             self.cls_token = nnx.Param(jnp.zeros((1, 1, D)))
+        if config.registers:
+            self.registers = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, config.registers, D)))
         if config.position == "learned":
-            tokens = self.prefix + self.grid[0] * self.grid[1]
+            tokens = self.positioned + self.grid[0] * self.grid[1]
             self.pos_embed = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (1, tokens, D)))
-        shared: Any = {"rate": config.dropout, "fused": config.fused, "dtype": dtype, "rngs": rngs}
+        norm = functools.partial(LayerNorm, D, epsilon=config.eps, **shared)
+        if config.pre_norm:
+            self.pre_norm = norm()
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        self.blocks = nnx.List([Block(D, config.heads, config.mlp, drop_path=rate, **shared) for rate in rates])
-        self.norm = LayerNorm(D, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, rate, **shared) for rate in rates])
+        if config.final_norm == "tokens":
+            self.norm = norm()
+        if config.final_norm == "pooled":
+            self.fc_norm = norm()
         if config.pool == "map":
-            self.attn_pool = AttentionPool(D, config.heads, config.mlp, dtype=dtype, rngs=rngs)
+            activation = "gelu" if config.activation == "swiglu" else config.activation
+            self.attn_pool = AttentionPool(D, config.heads, config.mlp, activation=activation, eps=config.eps, **shared)
+        features = 2 * D if config.pool == "token_mean" else D
+        if config.pre_logits:
+            self.pre_logits = Linear(features, config.pre_logits, kernel_init=xavier, **shared)
         if classes:
-            self.head = Linear(D, classes, kernel_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
+            head = functools.partial(Linear, kernel_init=nnx.initializers.zeros, dtype=jnp.float32, rngs=rngs)
+            self.head = head(config.pre_logits or features, classes)
+            if config.distilled:
+                self.head_dist = head(config.pre_logits or features, classes)
 
     def __call__(
         self,
@@ -74,15 +92,17 @@ class ViT(nnx.Module):
         Args:
           images: normalised pixels; the patch must divide H and W, which needn't be those of training.
           keys: one random key an example, for dropout and stochastic depth; None for evaluation.
-          mask: of attention, boolean or additive, broadcast to (B, heads, N, N); N counts the class token, which is first.
+          mask: of attention, boolean or additive, broadcast to (B, heads, N, N); N counts the class token, which is
+            first, and the registers behind it.
           attention: ask for the attention weights.
 
         Returns:
-          float32 logits (or pooled features, if there's no head) and a dict with `embedded` (B, N, D), the input of the first
-          block; `blocks`, a list with each block's tokens (B, N, D); `tokens` (B, N, D), the last ones after the final norm;
-          `patches` (B, h, w, D), the same without the class token and in their places; `pooled` (B, D); and, asked for,
-          `attention`, a list with each block's weights (B, heads, N, N), and with attention pooling `pool_attention`
-          (B, heads, N), the weights of its query over the patch tokens.
+          float32 logits (or features, if there's no head) and a dict with `embedded` (B, N, D), the input of the first
+          block; `blocks`, a list with each block's tokens (B, N, D); `tokens` (B, N, D), the last ones, normalised unless that
+          comes after pooling; `patches` (B, h, w, D), the same without class token and registers and in their places; `pooled`
+          (B, D), with class token and mean side by side (B, 2D); and, asked for, `attention`, a list with each block's weights
+          (B, heads, N, N), and with attention pooling `pool_attention` (B, heads, N), the weights of its query over the patch
+          tokens.
 
         Raises:
           UserError: if the patch doesn't divide H and W.
@@ -91,43 +111,61 @@ class ViT(nnx.Module):
         grid = patch_grid(config, *images.shape[1:3])
         x = self.patch_embed(images.astype(config.dtype))
         x = x.reshape(x.shape[0], -1, config.width)
-        x = self._add_positions(x, grid)
-        x = out["embedded"] = dropout(x, config.dropout, fold_in(keys, config.depth))
+        x = dropout(self._add_positions(x, grid), config.dropout, fold_in(keys, config.depth))
+        x = out["embedded"] = self.pre_norm(x) if config.pre_norm else x
+        rotate = None
+        if config.rope != "none":
+            rotate = rotation(config.rope, grid, self.prefix, config.width // config.heads)
 
         out["blocks"], weights = [], []
         for i, block in enumerate(self.blocks):
-            x, w = block(x, fold_in(keys, i), mask, attention)
+            x, w = block(x, fold_in(keys, i), mask, attention, rotate)
             out["blocks"].append(x)
             weights.append(w)
         if attention:
             out["attention"] = weights
 
-        x = out["tokens"] = self.norm(x)
+        x = out["tokens"] = self.norm(x) if config.final_norm == "tokens" else x
         patches = x[:, self.prefix :]
         out["patches"] = patches.reshape(x.shape[0], *grid, config.width)
         if config.pool == "token":
-            pooled = x[:, 0]
+            pooled = x[:, :2].mean(axis=1) if config.distilled else x[:, 0]
         elif config.pool == "mean":
             pooled = patches.mean(axis=1)
+        elif config.pool == "token_mean":
+            pooled = jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=1)
         else:
             pooled, w = self.attn_pool(patches)
             out |= {"pool_attention": w} if attention else {}
-        out["pooled"] = pooled
-        result = self.head(pooled) if hasattr(self, "head") else pooled
+        pooled = out["pooled"] = self.fc_norm(pooled) if config.final_norm == "pooled" else pooled
+        if config.distilled and hasattr(self, "head"):
+            result = (self.head(self._represent(x[:, 0])) + self.head_dist(self._represent(x[:, 1]))) / 2
+        else:
+            result = self._represent(pooled)
+            result = self.head(result) if hasattr(self, "head") else result
         return result.astype(jnp.float32), out
 
+    def _represent(self, pooled: Float[Array, "B F"]) -> Float[Array, "B R"]:
+        """The tanh layer before the head, where there is one."""
+        return jnp.tanh(self.pre_logits(pooled)) if self.config.pre_logits else pooled
+
     def _add_positions(self, x: Float[Array, "B M D"], grid: tuple[int, int]) -> Float[Array, "B N D"]:
-        """Patch tokens plus their positions, behind the class token if there is one."""
-        if self.config.position == "learned":
+        """Patch tokens plus their positions, behind the class token and the registers if there are any."""
+        config, count, before = self.config, self.positioned, None
+        if config.position == "learned":
             table = self.pos_embed[...]
-            before, positions = table[:, : self.prefix], resample_positions(table[:, self.prefix :], self.grid, grid)
-        else:
-            before, positions = 0.0, jnp.asarray(sincos_positions(*grid, self.config.width))
-        x = x + positions.astype(x.dtype)
-        if not self.prefix:
+            before = table[:, :count]
+            x = x + resample_positions(table[:, count:], self.grid, grid, config.resample).astype(x.dtype)
+        elif config.position == "sincos":
+            x = x + jnp.asarray(sincos_positions(*grid, config.width)).astype(x.dtype)
+        names = [name for name in ("cls_token", "registers") if hasattr(self, name)]
+        if not names:
             return x
-        token = (self.cls_token[...] + before).astype(x.dtype)
-        return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        tokens = jnp.concatenate([getattr(self, name)[...] for name in names], axis=1)
+        if before is not None:
+            tokens = tokens.at[:, :count].add(before)
+        tokens = jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], *tokens.shape[1:]))
+        return jnp.concatenate([tokens, x], axis=1)
 
 
 def create(
@@ -176,11 +214,19 @@ def patch_grid(config: ViTConfig, height: int, width: int) -> tuple[int, int]:
     return height // P, width // P
 
 
+def prefix_tokens(config: ViTConfig) -> tuple[int, int]:
+    """Tokens before the patches, and how many of them a table of learned positions covers."""
+    class_token = int(config.class_token or config.pool in ("token", "token_mean"))
+    prefix = class_token + config.registers
+    return prefix, {"all": prefix, "class": class_token, "patches": 0}[config.positioned]
+
+
 def flops(config: ViTConfig, *, image_size: tuple[int, int], channels: int, classes: int) -> int:
     """Operations of the matmuls and convolutions of one image's forward pass (a multiply-add counts as two)."""
     h, w = patch_grid(config, *image_size)
-    D, N = config.width, h * w + (config.pool == "token")
-    block = N * D * (4 * D + 2 * config.mlp) + 2 * N * N * D  # qkv, proj, mlp; QKᵀ and AV
+    D, N = config.width, h * w + prefix_tokens(config)[0]
+    matrices = 3 if config.activation == "swiglu" else 2
+    block = N * D * (4 * D + matrices * config.mlp) + 2 * N * N * D  # qkv, proj, mlp; QKᵀ and AV
     if config.stem == "patch":
         stem = h * w * config.patch**2 * channels * D
     else:
@@ -188,5 +234,8 @@ def flops(config: ViTConfig, *, image_size: tuple[int, int], channels: int, clas
         for i, o, kernel, stride in reversed(conv_layout(config.patch, channels, D)):
             stem += h * w * side**2 * kernel**2 * i * o
             side *= stride
-    pool = D * D * (2 * N + 2) + 2 * N * D + 2 * D * config.mlp if config.pool == "map" else 0
-    return 2 * (stem + config.depth * block + pool + D * classes)
+    M = h * w  # what attention pooling reads
+    pool = D * D * (2 * M + 2) + 2 * M * D + 2 * D * config.mlp if config.pool == "map" else 0
+    features = 2 * D if config.pool == "token_mean" else D
+    head = features * config.pre_logits + (config.pre_logits or features) * classes
+    return 2 * (stem + config.depth * block + pool + head * (1 + (config.distilled and classes > 0)))

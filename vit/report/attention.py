@@ -35,17 +35,22 @@ def pooled(pool: str, tokens: Float[Array, "B N N"], out: dict[str, Any]) -> Flo
     """What of each patch is in the pooled vector, if `tokens` tells what of each token is in each token.
 
     Args:
-      pool: the model's: the class token's row, the mean over the patches' rows, or their sum weighted as `pool_attention` is.
+      pool: the model's: the class token's row, the mean over the patches' rows, the mean of both, or the patches' rows
+        weighted as `pool_attention` is.
       tokens: the rollout, or one block's attention.
       out: what the model returned with attention=True.
     """
     B, h, w = out["patches"].shape[:3]
+    first = tokens.shape[1] - h * w  # behind class token and registers
+    token, patches = tokens[:, 0, first:], tokens[:, first:, first:]
     if pool == "token":
-        row = tokens[:, 0, 1:]
+        row = token
     elif pool == "mean":
-        row = tokens.mean(axis=1)
+        row = patches.mean(axis=1)
+    elif pool == "token_mean":
+        row = (token + patches.mean(axis=1)) / 2
     else:
-        row = jnp.einsum("bm,bmn->bn", out["pool_attention"].mean(axis=1), tokens)
+        row = jnp.einsum("bm,bmn->bn", out["pool_attention"].mean(axis=1), patches)
     return row.reshape(B, h, w)
 
 

@@ -14,7 +14,7 @@ from vit.models.vit import Params
 
 DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
 MATRICES = r"^blocks/.*kernel$"  # what Muon makes orthogonal
-EMBEDDING = r"^(patch_embed|pos_embed|cls_token|dist_token|reg_token|norm_pre)\b"  # layer 0 of layer-wise decay
+EMBEDDING = r"^(patch_embed|pos_embed|cls_token|registers|pre_norm)\b"  # layer 0 of layer-wise decay
 
 
 def learning_rate(config: ScheduleConfig, peak: float, steps: int) -> optax.Schedule:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vit.training.evaluate import open_run
-from vit.weights.source import Pretrained
+from vit.weights.pretrained import Pretrained
 
 
 def is_run(folder: Any) -> bool:
@@ -29,4 +29,5 @@ def load_run(folder: Any) -> Pretrained:
         mean=tuple(pixels["mean"]),
         std=tuple(pixels["std"]),
         source=f"{folder}, step {run.step}",
+        notes=run.warnings,
     )

@@ -1,33 +1,86 @@
-"""Where pretrained weights come from."""
+"""`load`: a file, a folder or a name on the hub → parameters of our one ViT."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
+import jax
+from flax import nnx
 
-from vit.config import ViTConfig
+from vit.config import ViTConfig, from_json, validate
 from vit.errors import UserError
-
-
-class Pretrained(NamedTuple):
-    """A pretrained model: `params` by string path, complete for `ViT(config, image_size=…, channels=…, classes=…)`."""
-
-    params: dict[str, np.ndarray]
-    config: ViTConfig
-    image_size: tuple[int, int]
-    channels: int
-    classes: int
-    class_names: list[str]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str
+from vit.models.vit import ViT, split
+from vit.weights import files, timm
+from vit.weights.mapping import Arrays, Table, to_ours
+from vit.weights.pretrained import Found, Pretrained
 
 
 def load(text: str) -> Pretrained:
-    """The weights that a text names. Raises `UserError` if there are none."""
+    """Pretrained weights: a `.safetensors` or `.npz` file, a folder with one, a run of ours, `timm:NAME` or `hf:ORG/NAME`.
+
+    Raises `UserError` if there are none, they are pickled or damaged, or don't fit our ViT to the last key.
+    """
     from vit.training.storage import open_folder
     from vit.weights.runs import is_run, load_run
 
-    folder = open_folder(text)
-    if is_run(folder):
-        return load_run(folder)
-    raise UserError("there are no weights here", text, "give the folder of a run, as runs/digits-s0")
+    if "://" in text or is_run(Path(text).expanduser()):
+        folder = open_folder(text)
+        if is_run(folder):
+            return load_run(folder)
+        raise UserError("there is no run here", text, "give the folder of a run, as runs/digits-s0")
+    found = find(text)
+    if found.ours:
+        return _own(found)
+    for layout in (timm,):
+        if layout.knows(found.arrays):
+            break
+    else:
+        names = ", ".join(sorted(found.arrays)[:5])
+        what = f"these are no names of timm, transformers or google-research: {names} …"
+        raise UserError(what, found.where, "give weights of a family that the README lists")
+    config, kind, facts, notes = timm.understand(found)
+    classes = found.arrays["head.weight"].shape[0] if "head.weight" in found.arrays else 0
+    return fill(found, config, timm.table(config, facts["channels"], classes, kind), {"classes": classes, **facts}, notes)
+
+
+def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], notes: list[str]) -> Pretrained:
+    """Map what was found by a table."""
+    validate(config, found.where)
+    wanted = shapes(config, facts["image_size"], facts["channels"], facts["classes"])
+    params, left_out = to_ours(found.arrays, table, wanted, found.where)
+    mean, std = (tuple(float(x) for x in facts[name]) for name in ("mean", "std"))
+    return Pretrained(params, config, **{**facts, "mean": mean, "std": std}, source=found.where, notes=notes + left_out)
+
+
+def shapes(config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model, by path."""
+
+    def build() -> Arrays:
+        model = ViT(config, image_size=image_size, channels=channels, classes=classes, rngs=nnx.Rngs(0))
+        return split(model)[1]
+
+    return {path: x.shape for path, x in jax.eval_shape(build).items()}
+
+
+def find(text: str) -> Found:
+    """Read what `text` names, without understanding it yet."""
+    path = Path(text).expanduser()
+    file = files.weights_in(path) if path.is_dir() else path
+    arrays, ours = files.read(file)
+    beside = {name: files.read_json(file.with_name(f"{name}.json")) for name in ("config", "preprocessor_config")}
+    config = beside["config"]
+    name = str(config.get("architecture") or (file.parent.name if file.stem.startswith("model") else file.stem))
+    return Found(arrays, config, beside["preprocessor_config"], ours, name, str(file))
+
+
+def _own(found: Found) -> Pretrained:
+    """A file that `vit convert` wrote, which tells by itself what it is."""
+    ours = found.ours
+    try:
+        config = cast(ViTConfig, from_json(ours["config"], found.where))
+        facts = {name: ours[name] for name in ("channels", "classes", "class_names", "mean", "std")}
+        facts["image_size"] = tuple(ours["image_size"])
+        table = {"timm": timm.own_table}[ours["layout"]](config, facts["channels"], facts["classes"])
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"what vit noted in the file can't be read: {type(error).__name__} {error}"
+        raise UserError(what, found.where, "bring an undamaged copy, or convert the run again") from error
+    return fill(found, config, table, facts, [])

@@ -11,12 +11,13 @@ from flax import nnx
 from vit.config import FREE, Config, ViTConfig, fields, from_json, validate
 from vit.errors import UserError
 from vit.limits import flag
-from vit.models.layers import resample_positions
+from vit.models.positions import resample_positions
 from vit.models.vit import patch_grid
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.defaults import replaced, resolve
-from vit.weights.source import Pretrained, load
+from vit.weights.pretrained import Pretrained
+from vit.weights.source import load
 
 
 def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, list[str]]:
@@ -50,7 +51,7 @@ def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, lis
     validate(config, f"the settings with those of {weights.source}")
     size, m = " x ".join(map(str, weights.image_size)), weights.config
     line = f"weights: {weights.source}: width {m.width}, {m.depth} blocks, patch {m.patch}, {weights.channels} channels, {size}"
-    return config, weights, [line]
+    return config, weights, [line, *weights.notes]
 
 
 def prepare(
@@ -86,7 +87,7 @@ def fitted(weights: Pretrained, data: dict[str, Any]) -> tuple[dict[str, np.ndar
     if "pos_embed" in params and old != new:
         table = params["pos_embed"]
         before = table.shape[1] - old[0] * old[1]  # class token and the like
-        resized = resample_positions(jnp.asarray(table[:, before:]), old, new)
+        resized = resample_positions(jnp.asarray(table[:, before:]), old, new, weights.config.resample)
         params["pos_embed"] = np.concatenate([table[:, :before], np.asarray(resized)], axis=1)
         lines.append(f"positions resampled from {old[0]} x {old[1]} patches to {new[0]} x {new[1]}")
     if data["channels"] != weights.channels:
