@@ -23,12 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
 from tests.data.test_prepare import FAULTS, Server, contents, pack
+from tests.deploy.tiny import digit_files, tiny_run
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
 from tests.weights.test_start import pretrained
@@ -290,6 +292,21 @@ def contradicted(at: At) -> None:
     start.settle(config, at.folder)
 
 
+def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], Any]:
+    """`vit predict` in the case's folder; {file} is a digit, {bad} no image."""
+
+    def provoke(at: At) -> None:
+        at.patch.chdir(at.folder)
+        at.patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        (file,) = digit_files(at.folder / "digits", 1)
+        names = {"folder": at.folder, "file": file, "bad": at.file("bad.png"), "run": tiny_run(at.folder / "run")}
+        if csv:
+            at.file("predictions.csv", csv)
+        cli.run(["predict", *(arg.format(**names) for arg in ("--workdir", run, *args))])
+
+    return provoke
+
+
 CASES: dict[str, Callable[[At], Any]] = {
     # the command line
     "unknown flag": flags("--lr", "3"),
@@ -400,6 +417,20 @@ CASES: dict[str, Callable[[At], Any]] = {
     "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
     "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),
     "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
+    # predicting
+    "prediction without a run": command("predict", "a.png"),
+    "prediction of nothing": command("predict", "--workdir", "x"),
+    "prediction of a file that isn't there": command("predict", "--workdir", "x", "{folder}/a.png"),
+    "prediction of a folder without images": command("predict", "--workdir", "x", "{folder}", "--out", "{folder}/out"),
+    "prediction of a pattern that nothing matches": command("predict", "--workdir", "x", "{folder}/*.png"),
+    "prediction of a model that isn't there": predicted("{file}", run="{folder}/nowhere"),
+    "results among the images": predicted("."),
+    "results over another file": predicted("{file}", csv="my own"),
+    "attention of a block that isn't there": predicted("{file}", "--block=2"),
+    "no paths on stdin": predicted("-"),
+    "prediction of bad files": predicted("{file}", "{bad}"),
+    "prediction of a bad file in Python": lambda at: vit.load(tiny_run(at.folder / "run")).predict(at.file("bad.png")),
+    "prediction of what is no image": lambda at: vit.load(tiny_run(at.folder / "run")).predict(np.zeros((8, 8, 3))),
 }  # fmt: skip
 
 
