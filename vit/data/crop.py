@@ -56,5 +56,5 @@ def _resize(
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[..., 0] if grey else image)
     # From four times the size on the pixels are first averaged in whole blocks: the same picture, sooner.
-    resized = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, (x, y, x + w, y + h), reducing_gap=2.0))
+    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, (x, y, x + w, y + h), reducing_gap=2.0))
     return resized[..., None] if grey else resized

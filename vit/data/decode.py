@@ -59,15 +59,19 @@ def header(source: Path | bytes) -> Header:
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise BadImage("it is empty")
-    openers = [opener for magic, opener in OPENERS.items() if data.startswith(magic)]
-    if not openers or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
+    if not begins_an_image(data):
         raise BadImage("it is not a JPEG, PNG, WebP, BMP or GIF")
-    found = openers[0](data)
+    found = next(opener for magic, opener in OPENERS.items() if data.startswith(magic))(data)
     if not found.height or not found.width:
         raise BadImage("it has no pixels")
     if found.height * found.width > MOST_PIXELS:
         raise BadImage(f"it announces {found.width} x {found.height} pixels, over {MOST_PIXELS // 10**6} million")
     return found
+
+
+def begins_an_image(head: bytes) -> bool:
+    """Whether these first 12 bytes, or more, are those of a format that is read."""
+    return head.startswith(tuple(OPENERS)) and not (head.startswith(b"RIFF") and head[8:12] != b"WEBP")
 
 
 def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.ndarray, "H2 W2 C"]:

@@ -24,7 +24,7 @@ from vit.data.crop import as_evaluated, evaluated_share
 from vit.data.decode import BadImage
 from vit.deploy.images import listed, pixels
 from vit.errors import UserError
-from vit.models.vit import merge, patch_grid
+from vit.models.vit import merge, patch_grid, prefix_tokens
 from vit.training.evaluate import Trained, open_run
 from vit.training.sharding import collect, distribute, make_mesh, place, replicated
 from vit.training.state import make_eval_step
@@ -141,7 +141,7 @@ class Predictor:
         """
         config, (H, W), devices = self.trained.config.model, self.image_size, self._mesh.devices.flat
         h, w = patch_grid(config, H, W)
-        N = h * w + (config.pool == "token")
+        N = h * w + prefix_tokens(config)[0]
         weights = config.heads * N * N * (config.depth if attention else 1)
         an_image = 4 * (2 * H * W * self.channels + N * (8 * config.width + 2 * config.mlp) + 2 * weights)
         each, fitting = -(-self.trained.config.batch_size // len(devices)), int(_room(devices[0]) / an_image)
