@@ -12,7 +12,7 @@ from PIL import Image
 import vit
 from tests.data.test_prepare import contents, pack
 from tests.deploy.tiny import MODEL, digit_files, tiny_run
-from vit.config import Config, TfdsData
+from vit.config import Config, FolderData, TfdsData
 from vit.data import prepare as prepare_module
 from vit.data.decode import BadImage
 from vit.data.sources import Digits, Tfds
@@ -201,3 +201,21 @@ def test_a_prepared_set_written_as_files_is_predicted_as_it_is_evaluated(tmp_pat
     results = vit.load(run).predict(sorted(tmp_path.glob("*.png")))
     np.testing.assert_array_equal(probabilities(results), of_evaluation(run, "test"))
     assert results[0].class_names[3] == "name 3"
+
+
+def test_a_folders_files_are_predicted_as_they_are_evaluated(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("кот", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            size = (*rng.integers(20, 90, 2), 3)
+            ending = ("jpg", "png", "webp")[i % 3]
+            Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(tmp_path / "photos" / name / f"{i:02d}.{ending}")
+    data = FolderData(dir=str(tmp_path / "photos"), size=24)
+    run = tiny_run(tmp_path / "run", Config(batch_size=8, data=data, model=replace(MODEL, patch=4)))
+    model = open_run(run, "last")
+    _, examples, source = evaluate_split(model, "test", Never())
+    files = [source.listing.read(int(i)) for i in examples["id"]]
+    results = vit.load(run).predict(files)
+    np.testing.assert_array_equal(probabilities(results), model.task.probabilities(examples["outputs"]))
+    assert set(results[0].class_names) == {"кот", "dog"}

@@ -13,9 +13,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vit.data.decode import decode, upright
+from vit.data.folder import ENDINGS
 from vit.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+FIX = "give files, folders, 'patterns*.jpg', or - for paths on stdin"
 
 
 def find(sources: Iterable[str], without: Path | None = None) -> Iterator[str]:
@@ -32,9 +33,7 @@ def find(sources: Iterable[str], without: Path | None = None) -> Iterator[str]:
     """
     parts = [_found(source, without) for source in sources]
     if not parts:
-        raise UserError(
-            "no images were named", "the command line", "give files, folders, 'patterns*.jpg', or - for paths on stdin"
-        )
+        raise UserError("no images were named", "the command line", FIX)
     return (path for part in parts for path in part)
 
 
@@ -43,13 +42,11 @@ def _found(source: str, without: Path | None) -> Iterator[str]:
         return _from_stdin()
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        return _first(_below(path, without), f"there are no images in this folder ({' '.join(SUFFIXES)})", source)
+        return _first(_below(path, without), "there are no images in this folder, to go by the ends of their names", source)
     if os.path.exists(path):
         return iter([path])
     if not glob.has_magic(path):
-        raise UserError(
-            "there is no such file or folder", source, "give files, folders, 'patterns*.jpg', or - for paths on stdin"
-        )
+        raise UserError("there is no such file or folder", source, FIX)
     return _first(_matching(path, without), "no image matches this pattern", source)
 
 
@@ -57,7 +54,7 @@ def _first(paths: Iterator[str], otherwise: str, source: str) -> Iterator[str]:
     """The paths again; looks whether there is one."""
     one = next(paths, None)
     if one is None:
-        raise UserError(otherwise, source, "give files, folders, 'patterns*.jpg', or - for paths on stdin")
+        raise UserError(otherwise, source, FIX)
     return (path for part in ([one], paths) for path in part)
 
 
@@ -92,7 +89,7 @@ def _within(path: str, folder: Path | None) -> bool:
 
 
 def _is_image(path: str) -> bool:
-    return path.lower().endswith(SUFFIXES)
+    return os.path.splitext(path)[1].lower() in ENDINGS
 
 
 def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
