@@ -1,8 +1,8 @@
 """Vision Transformers in JAX: train, evaluate, resume, and use them from Python.
 
 `vit.create("S/16", classes=10)` builds a model, `vit.load("runs/digits-s0")` gives a trained one that predicts, and
-`vit.attention` is the formula itself. Names load on first use, so that
-the programs can check their flags before they import jax.
+`vit.attention` is the formula itself. Names load on first use, so that the programs can check their flags before they import
+jax.
 """
 
 import importlib

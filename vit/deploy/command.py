@@ -149,7 +149,7 @@ class Results:
         begins = {"predictions.csv": "path,label,probability,", "predictions.jsonl": '{"path": '}
         for name, begin in begins.items():
             path = self.folder / name
-            if path.exists() and path.read_bytes()[: len(begin)] not in (b"", begin.encode()):
+            if path.exists() and _start_of(path, len(begin)) not in (b"", begin.encode()):
                 what = f"there is another {name}, which would be lost"
                 raise UserError(what, str(path), "give another folder, as --out predicted")
         # What isn't UTF-8 in a path goes as it came.
@@ -174,6 +174,11 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
+
+
+def _start_of(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _is_unicode(text: str) -> bool:
