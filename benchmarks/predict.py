@@ -1,6 +1,6 @@
 """Prediction: images a second through `vit.load(run).stream`, against decoding and against the forward pass alone.
 
-    uv run python benchmarks/predict.py [--images 512] [--size 224] [--variant Ti/16]
+    uv run python benchmarks/predict.py [--images 256] [--size 224] [--variant Ti/16]
 
 Makes JPEG files and a run with an untrained model, and measures in turns: decoding and bringing to size in as many threads as
 there are cores; the jitted forward pass on batches that are there already; both, by `stream`. Prints JSON. `ratio` is the
@@ -65,7 +65,7 @@ def seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     """Measure the three in turns."""
     flags = argparse.ArgumentParser()
-    flags.add_argument("--images", type=int, default=512)
+    flags.add_argument("--images", type=int, default=256)
     flags.add_argument("--size", type=int, default=224)
     flags.add_argument("--variant", default="Ti/16")
     wanted = flags.parse_args()
