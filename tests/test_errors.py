@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import eval as eval_program
@@ -32,6 +33,7 @@ import vit
 from tests.conftest import REPO, SMALL, program_environment
 from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
+from tests.deploy.tiny import digit_files, tiny_run
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
 from tests.weights import faults as weights_faults
@@ -300,6 +302,8 @@ def contradicted(at: At) -> None:
     config = parse_config(["--weights", "w", "--model.width", "32"], REPO / "configs" / "digits.py")
     at.patch.setattr(start, "load", lambda text: pretrained())
     start.settle(config, at.folder)
+
+
 TWO = {f"{split}/{name}/1.jpg": i for i, (split, name) in enumerate(itertools.product(("train", "val"), ("cat", "dog")))}
 
 
@@ -333,6 +337,21 @@ def hugging_face(at: At, found: Any) -> None:
     at.patch.setitem(sys.modules, "datasets", package if found else None)
     at.patch.setitem(sys.modules, "datasets.exceptions", package.exceptions)
     images(at, dir="hf:cats/dogs")
+
+
+def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], Any]:
+    """`vit predict` in the case's folder; {file} is a digit, {bad} no image."""
+
+    def provoke(at: At) -> None:
+        at.patch.chdir(at.folder)
+        at.patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        (file,) = digit_files(at.folder / "digits", 1)
+        names = {"folder": at.folder, "file": file, "bad": at.file("bad.png"), "run": tiny_run(at.folder / "run")}
+        if csv:
+            at.file("predictions.csv", csv)
+        cli.run(["predict", *(arg.format(**names) for arg in ("--workdir", run, *args))])
+
+    return provoke
 
 
 CASES: dict[str, Callable[[At], Any]] = {
@@ -466,6 +485,20 @@ CASES: dict[str, Callable[[At], Any]] = {
     "no package for Hugging Face's sets": lambda at: hugging_face(at, None),
     "Hugging Face set that can't be loaded": lambda at: hugging_face(at, ValueError("no such set")),
     "Hugging Face set without labels": lambda at: hugging_face(at, {"train": types.SimpleNamespace(features={"text": 0})}),
+    # predicting
+    "prediction without a run": command("predict", "a.png"),
+    "prediction of nothing": command("predict", "--workdir", "x"),
+    "prediction of a file that isn't there": command("predict", "--workdir", "x", "{folder}/a.png"),
+    "prediction of a folder without images": command("predict", "--workdir", "x", "{folder}", "--out", "{folder}/out"),
+    "prediction of a pattern that nothing matches": command("predict", "--workdir", "x", "{folder}/*.png"),
+    "prediction of a model that isn't there": predicted("{file}", run="{folder}/nowhere"),
+    "results among the images": predicted("."),
+    "results over another file": predicted("{file}", csv="my own"),
+    "attention of a block that isn't there": predicted("{file}", "--block=2"),
+    "no paths on stdin": predicted("-"),
+    "prediction of bad files": predicted("{file}", "{bad}"),
+    "prediction of a bad file in Python": lambda at: vit.load(tiny_run(at.folder / "run")).predict(at.file("bad.png")),
+    "prediction of what is no image": lambda at: vit.load(tiny_run(at.folder / "run")).predict(np.zeros((8, 8, 3))),
 }  # fmt: skip
 
 

@@ -24,9 +24,10 @@ DOORS = {
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
     "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
-    "cli": {"config", "data", "errors", "flags", "models", "report", "training", "weights"},
+    "deploy": {"config", "data", "errors", "flags", "models", "report", "tasks", "training"},
+    "cli": {"config", "data", "deploy", "errors", "flags", "models", "report", "training", "weights"},
     "__main__": {"cli"},
-    "": {"config", "models"},  # vit/__init__.py
+    "": {"config", "deploy", "models"},  # vit/__init__.py
 }
 
 

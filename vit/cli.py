@@ -1,4 +1,4 @@
-"""`vit`: what one does beside training: prepare a data set, look at a model or a run, compare runs."""
+"""`vit`: what one does beside training: prepare a data set, predict images, look at a model or a run, compare runs."""
 
 import sys
 from dataclasses import dataclass, field, replace
@@ -8,9 +8,11 @@ from vit.config import FolderData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse
+from vit.training.stop import Stop
 
-USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]  (looks at images before you train)
-       vit prepare NAME --data.dir FOLDER [--archive FILE]   (cifar10, cifar100, or any TFDS set)
+USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]      (looks at images before you train)
+       vit prepare NAME --data.dir FOLDER [--archive FILE]       (cifar10, cifar100, or any TFDS set)
+       vit predict --workdir RUN_FOLDER SOURCE ...               (files, folders, 'patterns*.jpg', - for paths on stdin)
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
        vit info RUN_FOLDER
        vit report RUN_FOLDER                                     (makes its report.html anew)
@@ -54,11 +56,12 @@ class Comparison:
 
 def main() -> None:
     """The `vit` command."""
+    stop = Stop.listen() if sys.argv[1:2] == ["predict"] else None
     with told_to_the_user():
-        run(sys.argv[1:])
+        run(sys.argv[1:], stop)
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str], stop: Stop | None = None) -> None:
     """Answer one command line. Raises `UserError` for one that it doesn't know."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
@@ -67,6 +70,10 @@ def run(args: list[str]) -> None:
         prepare(args[1], Path(wanted.data.dir).expanduser(), Path(wanted.archive) if wanted.archive else None)
     elif args[0] == "check" and len(args) > 1 and not args[1].startswith("-"):
         check(args[1:])
+    elif args[0] == "predict":
+        from vit.deploy.command import predict
+
+        predict(args[1:], stop)
     elif args[0] == "report" and len(args) > 1 and not args[1].startswith("-"):
         report(args[1:])
     elif args[0] == "convert":

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.report.draw import BLUE, ORANGE, caption, grid, heading, save, show, text
+from vit.report.draw import BLUE, INK, ORANGE, PALE, caption, grid, heading, save, show, text
 from vit.training.state import example_keys
 
 
@@ -54,4 +54,24 @@ def predictions(
         lines += [] if losses is None else [f"loss {losses[i]:.2f}"]
         caption(ax, "\n".join(lines), BLUE if right else ORANGE)
     heading(figure, title)
+    save(figure, path)
+
+
+def annotated(path: Any, image: UInt8[np.ndarray, "H W C"], top: Sequence[tuple[str, float]], name: str) -> None:
+    """An image in its own shape, and beside it its likeliest classes with their probabilities."""
+    H, W = image.shape[:2]
+    side = min(4.0, 4.0 * W / H), min(4.0, 4.0 * H / W)  # inches, width and height
+    whole = side[0] + 3.2, max(side[1], 1.7) + 0.5
+    figure = Figure(whole)
+    ax = figure.add_axes((0.1 / whole[0], 0.1 / whole[1], side[0] / whole[0], side[1] / whole[1]))
+    show(ax, image)
+    bars = figure.add_axes(((side[0] + 0.3) / whole[0], 0.1 / whole[1], 2.8 / whole[0], max(side[1], 1.7) / whole[1]))
+    bars.set(xlim=(0, 1), ylim=(max(5, len(top)) - 0.5, -0.5))
+    bars.axis("off")
+    for i, (label, share) in enumerate(top):
+        bars.barh(i + 0.18, 1, height=0.3, color=PALE)
+        bars.barh(i + 0.18, share, height=0.3, color=BLUE)
+        bars.text(0, i - 0.02, text(label, 30), fontsize=9, color=INK, va="bottom")
+        bars.text(1, i - 0.02, f"{share:.1%}", fontsize=9, color=INK, va="bottom", ha="right")
+    figure.suptitle(text(name, int(whole[0] * 11)), fontsize=9, color=INK, y=1 - 0.1 / whole[1], va="top")
     save(figure, path)

@@ -10,6 +10,7 @@ from vit.models.vit import prefix_tokens
 from vit.weights.mapping import MATRIX, SAME, Arrays, Rule, Table, dense, in_blocks, norm, patches, rule, shaped
 from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found
 
+RESAMPLED = {"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
@@ -192,7 +193,7 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
         mlp=arrays[down].shape[1] if down in arrays else told["intermediate_size"],
         position="none" if kind == "dinov3_vit" else "learned",
         rope="dinov3" if kind == "dinov3_vit" else "none",
-        resample={"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}.get(kind, "cubic_torch"),
+        resample=RESAMPLED.get(kind, "cubic_torch"),
         positioned="class" if kind == "dinov2_with_registers" else "all",
         registers=1 if kind == "deit" else registers,
         distilled="cls_classifier.weight" in arrays,
