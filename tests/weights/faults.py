@@ -83,14 +83,14 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
         if not raised:
             at.patch.setitem(sys.modules, "huggingface_hub", None)
         else:
-            import httpx
+            import httpx2
             import huggingface_hub
             from huggingface_hub import errors
 
             def fail(*_: Any, **__: Any) -> None:
                 if raised == "ConnectError":
-                    raise httpx.ConnectError("no route")
-                response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+                    raise httpx2.ConnectError("no route")
+                response = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
                 raise getattr(errors, raised)("no", response=response)
 
             at.patch.setenv("HF_HUB_CACHE", str(at.folder))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
 
 from vit.config import Config
 from vit.data.augment import to_pixels

@@ -251,7 +251,7 @@ class Checkpoints:
         kept, averaged = (
             {path.removeprefix(kind): x for path, x in saved.items() if path.startswith(kind)} for kind in ("params/", "ema/")
         )
-        return {path: np.asarray(x) for path, x in lora.plain({**kept, **averaged}).items()}
+        return {path: np.asarray(x) for path, x in lora.plain(cast(Any, {**kept, **averaged})).items()}
 
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every saved array by path: the primary reads, the others are told."""

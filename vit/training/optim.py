@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,11 @@ def optimizer(config: AdamW | Muon | SGD, clip: float, model: ViTConfig) -> opta
     `model` tells its layers, for layer-wise decay.
     """
     if config.layer_decay < 1:
-        scaled = optax.stateless(lambda u, _: {path: layer_scale(path, config.layer_decay, model) * x for path, x in u.items()})
-        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, model), scaled)
+
+        def scaled(updates: Any, _: Any) -> Params:
+            return {path: layer_scale(path, config.layer_decay, model) * x for path, x in updates.items()}
+
+        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, model), optax.stateless(scaled))
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: re.search(DECAYED, path) is not None for path in params}

@@ -10,8 +10,13 @@ from vit.models.vit import prefix_tokens
 from vit.weights.mapping import MATRIX, SAME, Arrays, Rule, Table, dense, in_blocks, norm, patches, rule, shaped
 from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found
 
-RESAMPLED = {"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
+RESAMPLED: dict[str, Any] = {"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
 
 
 class Names(NamedTuple):
