@@ -28,6 +28,7 @@ import pytest
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
+from tests.data.faults import folders
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
@@ -276,6 +277,17 @@ def program(*args: str) -> Callable[[At], Any]:
     return provoke
 
 
+def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
+    """`vit check` of cats and dogs, with something changed."""
+
+    def provoke(at: At) -> None:
+        root = folders(at.folder / "pets")
+        change(root)
+        cli.run(["check", str(root), "--out", str(root / out)])
+
+    return provoke
+
+
 CASES: dict[str, Callable[[At], Any]] = {
     # the command line
     "unknown flag": flags("--lr", "3"),
@@ -380,6 +392,10 @@ CASES: dict[str, Callable[[At], Any]] = {
     "model of fewer classes": other_data(class_names=["cat", "dog"]),
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
+    # checking data
+    "findings in the data set": checked(".", lambda root: None),
+    "a class that can't be learned": checked("../found", lambda root: (root / "train" / "bird").mkdir()),
+    "bad files": checked("../found", lambda root: (root / "train" / "cat" / "empty.png").touch()),
 }  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def test_each_fault_comes_to_its_end(name, tmp_path):
     if fault.error:
         assert any(re.search(fault.error, what) for what in fatal), fatal
         return
-    assert found and not fatal
+    assert found
+    assert not fatal
     if fault.bad:
         assert [bool(re.search(fault.bad, why)) for why in found.bad.values()] == [True]
     else:
