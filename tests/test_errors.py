@@ -31,6 +31,7 @@ import pytest
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
+from tests.data.faults import folders
 from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
 from tests.deploy.tiny import digit_files, tiny_run
@@ -351,6 +352,15 @@ def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], A
             at.file("predictions.csv", csv)
         cli.run(["predict", *(arg.format(**names) for arg in ("--workdir", run, *args))])
 
+
+def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
+    """`vit check` of cats and dogs, with something changed."""
+
+    def provoke(at: At) -> None:
+        root = folders(at.folder / "pets")
+        change(root)
+        cli.run(["check", str(root), "--out", str(root / out)])
+
     return provoke
 
 
@@ -499,6 +509,10 @@ CASES: dict[str, Callable[[At], Any]] = {
     "prediction of bad files": predicted("{file}", "{bad}"),
     "prediction of a bad file in Python": lambda at: vit.load(tiny_run(at.folder / "run")).predict(at.file("bad.png")),
     "prediction of what is no image": lambda at: vit.load(tiny_run(at.folder / "run")).predict(np.zeros((8, 8, 3))),
+    # checking data
+    "findings in the data set": checked(".", lambda root: None),
+    "a link that leads back, checked": checked("../found", lambda root: (root / "train" / "cat" / "back").symlink_to("..")),
+    "bad files": checked("../found", lambda root: (root / "train" / "cat" / "empty.png").touch()),
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def hashes(thumbnails: UInt8[np.ndarray, "B 16 16"]) -> UInt16[np.ndarray, "B 7"
     B, half = len(thumbnails), SIDE // 2
     means = thumbnails.reshape(B, half, 2, half, 2).sum(axis=(2, 4), dtype=np.int32)
     right, below = means[:, :, 1:] > means[:, :, :-1], means[:, 1:] > means[:, :-1]
-    bits = np.concatenate([right.reshape(B, -1), below.reshape(B, -1)], axis=1)
+    bits = np.concatenate([x.reshape(B, half * (half - 1)) for x in (right, below)], axis=1)
     return np.packbits(bits, axis=1).view(np.uint16)
 
 
