@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import timm
@@ -39,7 +41,7 @@ def images(size: tuple[int, int], channels: int = 3) -> np.ndarray:
 
 
 def ours(w: Any, x: np.ndarray) -> np.ndarray:
-    return np.asarray(merge(graph(w), w.params)(x)[0])
+    return np.asarray(jax.jit(lambda p, x: merge(graph(w), p)(x)[0])(w.params, jnp.asarray(x)))
 
 
 def torched(x: np.ndarray) -> torch.Tensor:

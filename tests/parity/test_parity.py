@@ -30,7 +30,7 @@ def ours(w: Pretrained, images: np.ndarray, weights: tuple[Any, Any]) -> tuple[A
     definition = graph(w)
 
     def loss(params: dict[str, Any]) -> tuple[Any, Any]:
-        result, out = merge(definition, params)(images)
+        result, out = merge(definition, params)(jnp.asarray(images))
         return (out["tokens"] * weights[0]).sum() + (result * weights[1]).sum(), (out["tokens"], result)
 
     (_, both), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))({k: jnp.asarray(x) for k, x in w.params.items()})
