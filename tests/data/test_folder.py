@@ -167,7 +167,7 @@ def test_a_saved_set_of_hugging_face(tmp_path):
 # ---- the split by content ----
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=30), max_size=50), st.lists(st.binary(max_size=30), max_size=50))
 def test_a_share_follows_from_the_bytes_alone(some, more):
     before = {x: content_share(x) for x in some}
