@@ -74,7 +74,7 @@ def sizes(hw: Int[np.ndarray, "B 2"]) -> Figure:
         left.hist(values, bins, color=colour, alpha=0.55, label=label)
     left.set(xscale="log", xlabel="pixels", ylabel="images")
     ticks = [value for n in range(20) for value in (2**n, 2**n * 3 // 2) if low * 0.9 <= value <= high * 1.1]
-    ticks = ticks[:: -(-len(ticks) // 8)] if ticks else [low]
+    ticks = ticks[:: -(-len(ticks) // 8)] if len(ticks) > 1 else sorted({low, high})
     left.set_xticks(ticks, [f"{value:,}" for value in ticks], fontsize=8)
     left.minorticks_off()
     left.legend(fontsize=8, loc="best")
