@@ -352,6 +352,8 @@ def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], A
             at.file("predictions.csv", csv)
         cli.run(["predict", *(arg.format(**names) for arg in ("--workdir", run, *args))])
 
+    return provoke
+
 
 def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
     """`vit check` of cats and dogs, with something changed."""

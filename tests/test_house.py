@@ -67,8 +67,8 @@ def test_the_core_stays_small():
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
     assert (
-        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1750
-    )  # 250 of them for what the pretrained families differ in: docs/decisions/0009
+        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1800
+    )  # 300 of them for what the pretrained families differ in and for fine-tuning: docs/decisions/0009, 0010
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

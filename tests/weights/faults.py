@@ -85,7 +85,7 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
         else:
             import httpx2
             import huggingface_hub
-            from huggingface_hub import errors
+            from huggingface_hub import constants, errors
 
             def fail(*_: Any, **__: Any) -> None:
                 if raised == "ConnectError":
@@ -94,7 +94,7 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
                 raise getattr(errors, raised)("no", response=response)
 
             at.patch.setenv("HF_HUB_CACHE", str(at.folder))
-            at.patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(at.folder))
+            at.patch.setattr(constants, "HF_HUB_CACHE", str(at.folder))
             at.patch.setattr(huggingface_hub.HfApi, "model_info", fail)
         load(text)
 

@@ -1,1 +1,1 @@
-"""A trained model at work: predictions of files and of arrays."""
+"""A trained model at work."""
