@@ -148,7 +148,7 @@ def class_folders(root: Path) -> Listing:
             classes.add(name)
             images = _walk(root / top / name, os.path.join(top, name), (_identity(root),), problems)
             entries += [Entry(image, name, part, bad) for image, bad in images]
-        if stray := [f.name for f in os.scandir(root / top) if not f.name.startswith(".") and _is_image(f)]:
+        if stray := [f.name for f in _files(root / top) if not f.name.startswith(".") and _is_image(f)]:
             what = f"{len(stray):,} images lie in no class folder and are not used, as {shown(min(stray))!r:.40}"
             fix = (
                 "put each into the folder of its class" if classes else "make a folder for each class, or a table of path,label"
@@ -162,11 +162,16 @@ def class_folders(root: Path) -> Listing:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(f.name for f in os.scandir(folder) if f.is_dir() and not f.name.startswith((".", "__")))
+    return sorted(f.name for f in _files(folder) if f.is_dir() and not f.name.startswith((".", "__")))
+
+
+def _files(folder: Path) -> list["os.DirEntry[str]"]:
+    with os.scandir(folder) as files:
+        return list(files)
 
 
 def _holds_folders(folder: Path) -> bool:
-    return bool(_folders(folder)) and not any(_is_image(f) for f in os.scandir(folder))
+    return bool(_folders(folder)) and not any(_is_image(f) for f in _files(folder))
 
 
 def _is_image(file: "os.DirEntry[str]") -> bool:
@@ -194,7 +199,7 @@ def _walk(folder: Path, name: str, above: tuple[tuple[int, int], ...], problems:
         what, fix = "a symbolic link leads back to a folder that it lies in", "remove the link"
         problems.append(Problem(what, shown(str(folder)), fix))
         return
-    for file in sorted(os.scandir(folder), key=lambda f: f.name):
+    for file in sorted(_files(folder), key=lambda f: f.name):
         below = os.path.join(name, file.name)
         if file.name.startswith("."):
             continue
