@@ -48,15 +48,7 @@ def test_a_folder_of_images_trains_resumes_and_is_evaluated_whole(folder, tmp_pa
     out, _ = run("train.py", *command[:-1], f"--workdir={other}")
     assert f"resuming {other} from step 9" in out
     assert_same_state(final_state(other), whole)
-    run("eval.py", "--workdir", tmp_path / "run", "--split", "train")
-    figures = json.loads((tmp_path / "run" / "eval.json").read_text())
-    assert figures["examples"] + figures_of(tmp_path / "run", "val") == 40
     assert before == {path: path.read_bytes() for path in folder.rglob("*.jpg")}
-
-
-def figures_of(workdir, split):
-    run("eval.py", "--workdir", workdir, "--split", split)
-    return json.loads((workdir / "eval.json").read_text())["examples"]
 
 
 def test_a_bad_image_is_named(folder, tmp_path):
