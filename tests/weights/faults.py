@@ -83,19 +83,17 @@ def hub(raised: str = "", text: str = "timm:vit_tiny_patch16_224") -> Any:
         if not raised:
             at.patch.setitem(sys.modules, "huggingface_hub", None)
         else:
-            import httpx2
-            import huggingface_hub
-            from huggingface_hub import constants, errors
+            from huggingface_hub import errors
+            from huggingface_hub.utils import httpx
 
             def fail(*_: Any, **__: Any) -> None:
                 if raised == "ConnectError":
-                    raise httpx2.ConnectError("no route")
-                response = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
+                    raise httpx.ConnectError("no route")
+                response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
                 raise getattr(errors, raised)("no", response=response)
 
-            at.patch.setenv("HF_HUB_CACHE", str(at.folder))
-            at.patch.setattr(constants, "HF_HUB_CACHE", str(at.folder))
-            at.patch.setattr(huggingface_hub.HfApi, "model_info", fail)
+            at.patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(at.folder))
+            at.patch.setattr("huggingface_hub.HfApi.model_info", fail)
         load(text)
 
     return provoke

@@ -18,9 +18,9 @@ def fetch(text: str) -> Path:
     kind, _, name = text.partition(":")
     repository = f"timm/{name}" if kind == "timm" else name
     try:
-        import httpx2
         import huggingface_hub as hub
         from huggingface_hub import errors
+        from huggingface_hub.utils import httpx
     except ImportError as error:
         fix = "run the same with the extra: uv run --extra hub …"
         raise UserError("names on the hub need the package huggingface_hub", text, fix) from error
@@ -41,6 +41,6 @@ def fetch(text: str) -> Path:
         raise UserError(f"{repository} is given only to those who took its licence", text, fix) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"the hub knows no {repository}", text, "see the name on the hub's page of the model") from error
-    except (OSError, RuntimeError, httpx2.HTTPError, errors.HfHubHTTPError) as error:
+    except (OSError, RuntimeError, httpx.HTTPError, errors.HfHubHTTPError) as error:
         what = f"the hub doesn't answer ({type(error).__name__}), and {repository} was never downloaded here"
         raise UserError(what, text, "try again with a network, or give a folder that was downloaded elsewhere") from error
