@@ -28,8 +28,8 @@ def main(config: Config, stop: Stop) -> None:
 
     from vit.data.augment import make_prepare, preprocessing
     from vit.data.batches import Batches, once
-    from vit.data.sources import describe, labels, open_source, splits
-    from vit.report import attention, pictures, results
+    from vit.data.sources import describe, labels, open_source, said, splits
+    from vit.report import attention, counts, pictures, results
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
@@ -65,6 +65,8 @@ def main(config: Config, stop: Stop) -> None:
             training = sum(like["params"][path].size for path in trained(config, like["params"]))
             log.say(as_flags(config))
             log.say(f"{data['dataset']}: {len(train_source):,} images to train on, {len(val_source):,} to validate")
+            for line in said(train_source):
+                log.say(line)
             devices = f"{mesh.size} × {jax.devices()[0].device_kind}"
             for line in () if found else [*notes, *more]:
                 log.say(line)
@@ -85,12 +87,12 @@ def main(config: Config, stop: Stop) -> None:
                 pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
                 most = 1_000 if config.data.stream else None  # a label is read with its image
                 found_labels = {name: labels(source, most) for name, source in (("train", train_source), ("val", val_source))}
-                pictures.labels(run / "labels.png", found_labels, task.class_names)
+                counts.labels(run / "labels.png", found_labels, task.class_names)
 
             look, seen = attention.watch(task, prepare, val_source, mesh), {}
 
             def validate(state: dict, batches: int | None = None) -> dict:
-                split = itertools.islice(once(val_source, config.batch_size, part), batches)
+                split = itertools.islice(once(val_source, config.batch_size, part, config.data.stream), batches)
                 check = (lambda: None) if batches else (lambda: evaluate.check_stop(stop, mesh, "stopped"))
                 figures, examples = evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)
                 seen.update(step=int(state["step"]), figures=figures, examples=examples, attention=look(evaluated(state)))

@@ -16,8 +16,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vit.config import FREE, fields
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse
+from vit.limits import flag
 from vit.training.storage import open_folder
 from vit.weights import load
 
@@ -58,8 +60,11 @@ def main(wanted: Transfer) -> None:
     if not (wanted.weights and wanted.data.dir):
         fix = "give both, as --weights runs/cifar10_cpu-s0 --data.dir DIR"
         raise UserError("--weights or --data.dir is missing", "the command line", fix)
-    model = load(wanted.weights).config
-    same = [f"--model.{name}={getattr(model, name)}" for name in ("patch", "width", "depth", "heads", "mlp", "stem", "pool")]
+    sizes = {name: value for name, (_, value) in fields(load(wanted.weights).config, "model.").items() if name[6:] not in FREE}
+    same = []
+    for name, value in sizes.items():
+        yes_or_no = flag(name) if value else flag(name.replace("model.", "model.no_"))
+        same.append(yes_or_no if isinstance(value, bool) else f"{flag(name)}={value}")
     starts = {"pretrained": ["--weights", wanted.weights], "scratch": same}
     result: dict[str, object] = {"weights": wanted.weights, "data": wanted.data.dir, "steps": wanted.steps, "size": wanted.size}
     for start, flags in starts.items():
@@ -81,7 +86,7 @@ def one(wanted: Transfer, start: str, seed: int, flags: list[str]) -> dict:
     workdir = open_folder(wanted.out) / f"{start}-s{seed}"
     command = [
         sys.executable, ROOT / "train.py", "--config", ROOT / "configs" / "finetune.py", "--data.dir", wanted.data.dir,
-        "--data.size", wanted.size, "--data.no-stream", "--steps", wanted.steps, "--batch-size", wanted.batch_size,
+        "--data.size", wanted.size, "--steps", wanted.steps, "--batch-size", wanted.batch_size,
         "--seed", seed, "--workdir", workdir, *flags, *shlex.split(wanted.more),
     ]  # fmt: skip
     begin = time.perf_counter()

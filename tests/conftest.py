@@ -1,5 +1,7 @@
 """Shared by all tests: shapes are checked against their annotations, compilations are cached, matmuls are exact."""
 
+import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -38,7 +40,7 @@ SMALL = [
 def program_environment() -> dict[str, str]:
     """The environment of a program under test: the compilation cache, and no flags of the outer world."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def start(program: str, *args: object, **options) -> subprocess.Popen:
@@ -56,9 +58,21 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     return out, err
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_let_go():
+    """jax keeps all it has compiled: gigabytes by the end, through which the garbage collector goes again and again."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A finished run of the small setting. Tests that change it work on a copy."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    run("train.py", *SMALL, f"--workdir={workdir}")
-    return workdir
+    """A finished run of the small setting, made once for all of pytest's processes. Tests that change it work on a copy."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "trained" / "eval.json").exists():
+            run("train.py", *SMALL, f"--workdir={folder / 'trained'}")
+    return folder / "trained"

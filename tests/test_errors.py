@@ -9,6 +9,7 @@ import errno
 import functools
 import http.server
 import io
+import itertools
 import json
 import os
 import re
@@ -18,33 +19,45 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
+from tests.data.faults import folders
+from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
+from tests.deploy.tiny import digit_files, tiny_run
 from tests.training.test_checkpoint import flip, meta, state
 from tests.training.test_loop import Run
-from tests.weights import faults as weights
-from vit import cli
-from vit.config import SGD, Config, DigitsData, TfdsData, from_json, to_json
+from tests.weights import faults as weights_faults
+from tests.weights.test_start import pretrained
+from vit import cli, weights
+from vit.config import SGD, Config, DigitsData, FolderData, TfdsData, from_json, to_json
 from vit.data import prepare as prepare_module
+from vit.data import prepared as prepared_module
 from vit.data.augment import preprocessing
-from vit.data.sources import Digits, Tfds, describe
+from vit.data.batches import once
+from vit.data.sources import Digits, Tfds, describe, open_source
 from vit.errors import UserError
 from vit.flags import parse_config
+from vit.training import storage
 from vit.training.checkpoint import Checkpoints, Found
+from vit.training.defaults import resolve
 from vit.training.evaluate import Trained, evaluate_split, open_run
 from vit.training.hosts import joined
 from vit.training.sharding import check_batch_size, make_mesh
 from vit.training.storage import open_folder
+from vit.training.trained import trained
 from vit.training.workdir import check_resumable, locked
+from vit.weights import start
 
 GOLDEN = Path(__file__).parent / "golden" / "errors.txt"
 SOURCES = [*sorted((REPO / "vit").rglob("*.py")), REPO / "train.py", REPO / "eval.py"]
@@ -277,6 +290,82 @@ def program(*args: str) -> Callable[[At], Any]:
     return provoke
 
 
+PATHS = ["blocks/0/attn/qkv/kernel", "blocks/0/attn/qkv/bias", "cls_token", "head/kernel", "head/bias"]
+
+
+def no_run_in_a_store(at: At) -> None:
+    at.patch.setattr(storage, "open_folder", lambda text: at.folder)
+    weights.load("gs://bucket/run")
+
+
+def contradicted(at: At) -> None:
+    """A flag for the model's width beside weights of another width."""
+    config = parse_config(["--weights", "w", "--model.width", "32"], REPO / "configs" / "digits.py")
+    at.patch.setattr(start, "load", lambda text: pretrained())
+    start.settle(config, at.folder)
+
+
+TWO = {f"{split}/{name}/1.jpg": i for i, (split, name) in enumerate(itertools.product(("train", "val"), ("cat", "dog")))}
+
+
+def images(at: At, files: dict[str, Any] | None = None, split: str = "train", **changes: Any) -> None:
+    """Read a whole split of a folder with these files."""
+    config = FolderData(**{"dir": str(write(at.folder, files or {})), "size": 8, **changes})
+    for _ in once(open_source(config, split), 4):
+        pass
+
+
+def tfds_set(at: At, file: str, old: str, new: str) -> None:
+    archive()(at)
+    (path,) = at.folder.glob(f"sets/*/*/{file}")
+    path.write_text(path.read_text().replace(old, new))
+    images(at, dir=str(path.parent))
+
+
+def hugging_face(at: At, found: Any) -> None:
+    """Load a set where the package is absent (None), fails, or finds this."""
+
+    def load(name: str) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    package: Any = types.ModuleType("datasets")
+    package.exceptions = types.ModuleType("datasets.exceptions")
+    package.exceptions.DatasetsError = OSError
+    package.Image = package.ClassLabel = str
+    package.load_dataset, package.disable_progress_bars = load, lambda: None
+    at.patch.setitem(sys.modules, "datasets", package if found else None)
+    at.patch.setitem(sys.modules, "datasets.exceptions", package.exceptions)
+    images(at, dir="hf:cats/dogs")
+
+
+def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], Any]:
+    """`vit predict` in the case's folder; {file} is a digit, {bad} no image."""
+
+    def provoke(at: At) -> None:
+        at.patch.chdir(at.folder)
+        at.patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        (file,) = digit_files(at.folder / "digits", 1)
+        names = {"folder": at.folder, "file": file, "bad": at.file("bad.png"), "run": tiny_run(at.folder / "run")}
+        if csv:
+            at.file("predictions.csv", csv)
+        cli.run(["predict", *(arg.format(**names) for arg in ("--workdir", run, *args))])
+
+    return provoke
+
+
+def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
+    """`vit check` of cats and dogs, with something changed."""
+
+    def provoke(at: At) -> None:
+        root = folders(at.folder / "pets")
+        change(root)
+        cli.run(["check", str(root), "--out", str(root / out)])
+
+    return provoke
+
+
 CASES: dict[str, Callable[[At], Any]] = {
     # the command line
     "unknown flag": flags("--lr", "3"),
@@ -381,8 +470,51 @@ CASES: dict[str, Callable[[At], Any]] = {
     "model of fewer classes": other_data(class_names=["cat", "dog"]),
     "model of other classes": other_data(class_names=[*"01234567", "nine", "8"]),
     "model of other channels": other_data(channels=3),
+    # fine-tuning
+    "weights in a store without a run": no_run_in_a_store,
+    "model flag against the weights": contradicted,
+    "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
+    "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),
+    "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
     # pretrained weights
-    **weights.CASES,
+    **weights_faults.CASES,
+    # image sets of one's own
+    "no folder of images": lambda at: images(at, dir=""),
+    "folder of images that isn't there": lambda at: images(at, dir=str(at.folder / "none")),
+    "folder without images": lambda at: images(at),
+    "images in no class folder": lambda at: images(at, {"a.jpg": 1}),
+    "class that can't be trained on": lambda at: images(at, {**TWO, "val/fox/1.jpg": 2}),
+    "split that a folder lacks": lambda at: images(at, TWO, split="test"),
+    "bad image": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val"),
+    "too many bad images": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val", bad_images="skip"),
+    "several tables": lambda at: images(at, {"a.csv": "path,label\n", "b.csv": "path,label\n"}),
+    "table without images": lambda at: images(at, {"a.csv": "path,label\n"}),
+    "table without a column": lambda at: images(at, {"a.csv": "path,kind\n"}, dir=str(at.folder / "a.csv")),
+    "several prepared sets": lambda at: images(at, {"a/1.0.0/features.json": "", "b/1.0.0/features.json": ""}),
+    "prepared folder without labels": lambda at: tfds_set(at, "features.json", '"label": {', '"boxes": {'),
+    "prepared folder for reading in order": lambda at: tfds_set(at, "dataset_info.json", '"array_record"', '"tfrecord"'),
+    "prepared folder without images": lambda at: prepared_module._listed("", at.folder, {}, [], Any, Any),
+    "no package for Hugging Face's sets": lambda at: hugging_face(at, None),
+    "Hugging Face set that can't be loaded": lambda at: hugging_face(at, ValueError("no such set")),
+    "Hugging Face set without labels": lambda at: hugging_face(at, {"train": types.SimpleNamespace(features={"text": 0})}),
+    # predicting
+    "prediction without a run": command("predict", "a.png"),
+    "prediction of nothing": command("predict", "--workdir", "x"),
+    "prediction of a file that isn't there": command("predict", "--workdir", "x", "{folder}/a.png"),
+    "prediction of a folder without images": command("predict", "--workdir", "x", "{folder}", "--out", "{folder}/out"),
+    "prediction of a pattern that nothing matches": command("predict", "--workdir", "x", "{folder}/*.png"),
+    "prediction of a model that isn't there": predicted("{file}", run="{folder}/nowhere"),
+    "results among the images": predicted("."),
+    "results over another file": predicted("{file}", csv="my own"),
+    "attention of a block that isn't there": predicted("{file}", "--block=2"),
+    "no paths on stdin": predicted("-"),
+    "prediction of bad files": predicted("{file}", "{bad}"),
+    "prediction of a bad file in Python": lambda at: vit.load(tiny_run(at.folder / "run")).predict(at.file("bad.png")),
+    "prediction of what is no image": lambda at: vit.load(tiny_run(at.folder / "run")).predict(np.zeros((8, 8, 3))),
+    # checking data
+    "findings in the data set": checked(".", lambda root: None),
+    "a link that leads back, checked": checked("../found", lambda root: (root / "train" / "cat" / "back").symlink_to("..")),
+    "bad files": checked("../found", lambda root: (root / "train" / "cat" / "empty.png").touch()),
 }  # fmt: skip
 
 
@@ -463,8 +595,9 @@ def test_every_place_that_makes_an_error_has_a_case():
 
 # What a user can do starts with one of these.
 VERBS = {
-    "bring", "choose", "define", "did", "evaluate", "give", "keep", "lengthen", "lower", "make", "mend", "prepare", "remove",
-    "resize", "return", "run", "see", "set", "take", "try", "use", "uv", "vit", "wait",
+    "add", "bring", "check", "choose", "define", "did", "evaluate", "give", "keep", "leave", "lengthen", "lower", "make",
+    "mend", "move", "prepare", "put", "remove", "rename", "resize", "return", "run", "save", "see", "set", "take", "try", "use",
+    "uv", "vit", "wait",
 }  # fmt: skip
 NOISE = r"Traceback|<class|<function|Path\(|PosixPath|\bNone\b|  |\[Errno|invalid literal|object at 0x|urlopen|\w+Error\("
 

@@ -14,8 +14,9 @@ FILES = sorted((REPO / "vit").rglob("*.py"))
 DOORS = {
     "errors": set(),
     "limits": {"errors"},
+    "recipe": {"limits"},
     "backbone": {"errors", "limits"},
-    "config": {"backbone", "errors", "limits"},
+    "config": {"backbone", "errors", "limits", "recipe"},
     "flags": {"config", "errors", "limits"},
     "models": {"config", "errors"},
     "tasks": {"config", "errors", "models"},
@@ -23,9 +24,10 @@ DOORS = {
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
     "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
-    "cli": {"config", "data", "errors", "flags", "models", "report", "training", "weights"},
+    "deploy": {"config", "data", "errors", "flags", "models", "report", "tasks", "training"},
+    "cli": {"config", "data", "deploy", "errors", "flags", "models", "report", "training", "weights"},
     "__main__": {"cli"},
-    "": {"config", "models"},  # vit/__init__.py
+    "": {"config", "deploy", "models"},  # vit/__init__.py
 }
 
 
@@ -60,13 +62,13 @@ def test_doors(path):
 
 def test_the_core_stays_small():
     core = [
-        "vit/config.py", "vit/backbone.py",
+        "vit/config.py", "vit/backbone.py", "vit/recipe.py",
         *[str(p.relative_to(REPO)) for p in FILES if room(p) == "models"], "vit/tasks/classification.py",
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
     assert (
-        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1750
-    )  # 250 of them for what the pretrained families differ in: docs/decisions/0009
+        sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1800
+    )  # 300 of them for what the pretrained families differ in and for fine-tuning: docs/decisions/0009, 0010
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -1,7 +1,8 @@
 """Vision Transformers in JAX: train, evaluate, resume, and use them from Python.
 
-`vit.create("S/16", classes=10)` builds a model, `vit.attention` is the formula itself. Names load on first use, so that
-the programs can check their flags before they import jax.
+`vit.create("S/16", classes=10)` builds a model, `vit.load("runs/digits-s0")` gives a trained one that predicts, and
+`vit.attention` is the formula itself. Names load on first use, so that the programs can check their flags before they import
+jax.
 """
 
 import importlib
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vit.config import ViTConfig as ViTConfig
+    from vit.deploy.predict import load as load
     from vit.models.layers import attention as attention
     from vit.models.vit import ViT as ViT
     from vit.models.vit import create as create
@@ -20,8 +22,9 @@ _HOMES = {
     "ViTConfig": "vit.config",
     "attention": "vit.models.layers",
     "create": "vit.models.vit",
+    "load": "vit.deploy.predict",
 }
-__all__ = ["ViT", "ViTConfig", "attention", "create"]
+__all__ = ["ViT", "ViTConfig", "attention", "create", "load"]
 
 
 def __getattr__(name: str) -> Any:

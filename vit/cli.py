@@ -1,15 +1,18 @@
-"""`vit`: what one does beside training: prepare a data set, look at a model or a run, compare runs."""
+"""`vit`: what one does beside training: prepare a data set, predict images, look at a model or a run, compare runs."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vit.config import TfdsData
+from vit.config import FolderData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse
+from vit.training.stop import Stop
 
-USAGE = """usage: vit prepare NAME --data.dir FOLDER [--archive FILE]   (cifar10, cifar100, or any TFDS set)
+USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]      (looks at images before you train)
+       vit prepare NAME --data.dir FOLDER [--archive FILE]       (cifar10, cifar100, or any TFDS set)
+       vit predict --workdir RUN_FOLDER SOURCE ...               (files, folders, 'patterns*.jpg', - for paths on stdin)
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
        vit info RUN_FOLDER
        vit report RUN_FOLDER                                     (makes its report.html anew)
@@ -35,6 +38,15 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class Checking:
+    """What `vit check` is told beside the folder."""
+
+    data: FolderData = field(default_factory=FolderData)
+    out: str = ""
+    """The folder for what it finds. Default: check-NAME in the current one."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What `vit report` is told beside the folders."""
 
@@ -44,17 +56,24 @@ class Comparison:
 
 def main() -> None:
     """The `vit` command."""
+    stop = Stop.listen() if sys.argv[1:2] == ["predict"] else None
     with told_to_the_user():
-        run(sys.argv[1:])
+        run(sys.argv[1:], stop)
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str], stop: Stop | None = None) -> None:
     """Answer one command line. Raises `UserError` for one that it doesn't know."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
     elif args[0] == "prepare" and len(args) > 1 and not args[1].startswith("-"):
         wanted = parse(args[2:], Preparation(), f"Make the data set {args[1]}.")
         prepare(args[1], Path(wanted.data.dir).expanduser(), Path(wanted.archive) if wanted.archive else None)
+    elif args[0] == "check" and len(args) > 1 and not args[1].startswith("-"):
+        check(args[1:])
+    elif args[0] == "predict":
+        from vit.deploy.command import predict
+
+        predict(args[1:], stop)
     elif args[0] == "report" and len(args) > 1 and not args[1].startswith("-"):
         report(args[1:])
     elif args[0] == "convert":
@@ -65,6 +84,21 @@ def run(args: list[str]) -> None:
         print("\n".join(about_run(Path(args[1]))))
     else:
         print(about_model(args[1], args[2] if len(args) == 3 else "224"))
+
+
+def check(args: list[str]) -> None:
+    """`vit check`: every image of a data set decoded. Raises `UserError` if it can't be trained on as it is."""
+    from vit.data.check import examine, told, verdict
+    from vit.report.check import place, write
+
+    wanted = parse(args[1:], Checking(), "Look at a data set of images, and change nothing in it.")
+    data = replace(wanted.data, dir=args[0])
+    folder = place(data.dir, wanted.out)
+    findings = examine(data)
+    write(folder, findings)
+    print("\n".join(told(findings)))
+    print(f"look at {folder}: classes.png, sizes.png, bad_files.csv, duplicates.csv, problems.csv", flush=True)
+    verdict(findings, folder)
 
 
 def report(args: list[str]) -> None:

@@ -35,6 +35,6 @@ def test_pytorchs_cubic_keeps_constants_and_lines_and_its_own_kernel(old, new):
 
 
 def test_pytorchs_cubic_at_half_a_place():
-    # Keys' kernel with a = -0.75 half-way between two places; with a = -0.5 it is -0.0625, 0.5625.
+    # Keys' kernel with a = -0.75 half-way between two places (with a = -0.5: -0.0625, 0.5625).
     row = positions._cubic_torch(8, 4)[1]  # its centre is at 2.5
     np.testing.assert_allclose(row[1:5], [-0.09375, 0.59375, 0.59375, -0.09375])

@@ -50,7 +50,7 @@ def test_groups_are_timms(case, tmp_path: Path):
         for name in rule.theirs:
             scale, decayed = theirs[name]
             for path in rule.ours:
-                assert layer_scale(path, LAYER, w.config.depth) == pytest.approx(scale), (path, name)
+                assert layer_scale(path, LAYER, w.config) == pytest.approx(scale), (path, name)
                 assert path.endswith("kernel") == (decayed and DECAYED == r"kernel$"), (path, name)
             checked.add(name)
     assert checked == set(theirs)

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from vit.config import ClassificationConfig, ViTConfig
-from vit.report import classification, pictures, scores
+from vit.report import classification, counts, pictures, scores
 from vit.tasks.classification import BINS, Classification
 
 ODD = ["a$b$", "<script>", "Ünïcode 猫", "x" * 90, "two\nlines", "_under", r"back\slash $\frac", "", "{}", "%s"]
@@ -105,7 +105,7 @@ def test_any_number_of_classes(tmp_path, K):
     names = [f"{ODD[i % 10]} {i}" for i in range(K)]
     truth, predicted = rng.integers(0, K, 500) // 2 * 2 % K, rng.integers(0, K, 500)
     scores.confusion(tmp_path / "c.png", scores.confusion_matrix(truth, predicted, K), names, "the title $ of it")
-    pictures.labels(tmp_path / "l.png", {"train": truth, "val": predicted, "test": truth[:1]}, names)
+    counts.labels(tmp_path / "l.png", {"train": truth, "val": predicted, "test": truth[:1]}, names)
     assert_drawn(tmp_path / "c.png")
     assert_drawn(tmp_path / "l.png")
 
@@ -121,11 +121,11 @@ def test_many_classes_get_a_list_of_pairs(drawn):
 
 def test_the_labels_of_a_split(drawn):
     truth = np.array([0] * 5 + [2] * 3 + [3] * 3)
-    assert pictures.extremes(np.bincount(truth, minlength=5), list("abcde")) == (
+    assert counts.extremes(np.bincount(truth, minlength=5), list("abcde")) == (
         "rarest “c” and 1 more: 3\nmost frequent “a”: 5; 2 classes have none"
     )
-    assert pictures.extremes(np.array([4, 4]), ["x", "y"]) == "4 of each class"
-    pictures.labels(None, {"train": truth, "val": np.array([], int)}, list("abcde"))
+    assert counts.extremes(np.array([4, 4]), ["x", "y"]) == "4 of each class"
+    counts.labels(None, {"train": truth, "val": np.array([], int)}, list("abcde"))
     train, val = drawn[0].axes
     assert [bar.get_height() for bar in train.patches] == [5, 0, 3, 3, 0]
     assert train.get_title().startswith("train: 11 examples\n")

@@ -191,6 +191,22 @@ def test_a_save_that_fails_is_told_at_the_next_look(checkpoints, monkeypatch):
     assert checkpoints.newest().step == 2
 
 
+def test_a_folder_that_vanishes_while_orbax_writes_is_not_made_anew(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    folder, elsewhere, write = checkpoints.folder, checkpoints.folder.parent.with_name("elsewhere"), checkpoints._orbax.save
+
+    def late(path, args):
+        folder.parent.rename(elsewhere)
+        write(path, args=args)
+
+    monkeypatch.setattr(checkpoints._orbax, "save", late)
+    with pytest.raises(UserError, match="step 2 could not be written: the folder was moved or removed"):
+        save(checkpoints, 2)
+    assert not folder.parent.exists()
+    with Checkpoints(elsewhere / folder.name) as there:
+        assert there.newest().step == 1
+
+
 def test_class_names_and_configuration_are_json(checkpoints):
     save(checkpoints, 1)
     assert json.loads((checkpoints.folder / "1" / "meta.json").read_text())["data"]["class_names"] == ["é", "b"]

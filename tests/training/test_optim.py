@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit.config import SGD, AdamW, Muon, ScheduleConfig
+from vit.config import SGD, AdamW, Muon, ScheduleConfig, ViTConfig
 from vit.training.optim import ema_decay, image_size, layer_scale, learning_rate, optimizer
 
 PARAMS = {
@@ -31,7 +31,7 @@ def clipped(grads, limit):
 
 
 def ours(config, clip, steps, lr=0.1, depth=1):
-    optim = optimizer(config, clip, depth)
+    optim = optimizer(config, clip, ViTConfig(depth=depth))
     params = {name: jnp.asarray(x) for name, x in PARAMS.items()}
     state = optim.init(params)
     for step in range(steps):
@@ -121,12 +121,13 @@ TIMM = {
     "cls_token": 0.0625, "pos_embed": 0.0625, "registers": 0.0625, "patch_embed/proj/kernel": 0.0625,
     "patch_embed/proj/bias": 0.0625, "pre_norm/scale": 0.0625, "blocks/0/norm1/scale": 0.125,
     "blocks/1/attn/qkv/kernel": 0.25, "blocks/2/mlp/fc2/bias": 0.5, "norm/scale": 0.5, "norm/bias": 0.5,
-    "attn_pool/latent": 1.0, "fc_norm/scale": 1.0, "head/kernel": 1.0, "head/bias": 1.0,
+    "attn_pool/latent": 1.0, "head/kernel": 1.0, "head/bias": 1.0,
 }  # fmt: skip
 
 
 def test_layers_are_grouped_as_timm_groups_them():
-    assert {path: layer_scale(path, 0.5, 3) for path in TIMM} == TIMM
+    assert {path: layer_scale(path, 0.5, ViTConfig(depth=3)) for path in TIMM} == TIMM
+    assert layer_scale("norm/scale", 0.5, ViTConfig(depth=3, final_norm="pooled")) == 1  # timm's fc_norm
 
 
 @pytest.mark.parametrize("config", [AdamW(weight_decay=0.3), SGD(weight_decay=0.3), Muon()])

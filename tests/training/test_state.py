@@ -1,6 +1,7 @@
 """The train step: accumulation, bad updates, randomness, moving average."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +48,18 @@ def batch(config=CONFIG, start=0):
     return {**out, "mask": jnp.ones(config.batch_size, bool)}
 
 
-def gradient(config, the_batch=None):
+@functools.cache
+def gradient(config):
+    """Of the batch above."""
+    return gradient_of(config, batch(config))
+
+
+def gradient_of(config, the_batch):
     """One SGD step of size 1 and no momentum: the difference of the parameters is the gradient."""
     step = make_train_step(*parts(config), config)
     before = fresh(config)
     params = {name: np.asarray(x) for name, x in before["params"].items()}
-    after, metrics = step(before, batch(config) if the_batch is None else the_batch)
+    after, metrics = step(before, the_batch)
     return {name: params[name] - np.asarray(x) for name, x in after["params"].items()}, metrics
 
 
@@ -105,7 +112,7 @@ def test_padding_changes_nothing():
     wide = batch()
     junk = {name: jnp.concatenate([x, x[::-1]]) for name, x in wide.items()}
     junk["mask"] = jnp.concatenate([wide["mask"], ~wide["mask"]])
-    assert distance(gradient(NOISY)[0], gradient(NOISY, junk)[0]) < 1e-6
+    assert distance(gradient(NOISY)[0], gradient_of(NOISY, junk)[0]) < 1e-6
 
 
 def test_the_gradient_is_that_of_finite_differences():

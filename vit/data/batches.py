@@ -5,7 +5,10 @@ False on padding. In a run of several processes each makes its own part, and the
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -43,7 +46,7 @@ class Batches:
 
     def __init__(self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False):
         self.source, self.seed, self.batch_size, self.part = source, seed, batch_size, part
-        self.resident = None if stream else _stack([source[i] for i in range(len(source))])
+        self.resident = None if stream else _with_stand_ins(_stack([source[i] for i in range(len(source))]))
 
     def places(self, index: int) -> np.ndarray:
         """Places in the source of this process's part of batch `index`."""
@@ -65,27 +68,61 @@ class Batches:
         import grain
 
         size = self.batch_size // self.part[1]
+        some = max(n for n in range(1, 9) if size % n == 0)  # Grain's own work an item costs as much as a crop
 
-        def example(position: int) -> dict[str, np.ndarray]:
-            batch, row = divmod(position, size)
-            at = (index + batch) * self.batch_size + self.part[0] * size + row
-            place = int(order(np.array([at]), len(self.source), self.seed)[0])
-            return self.source.drawn(place, np.random.default_rng((self.seed, at)))
+        def examples(item: int) -> Batch:
+            batch, row = divmod(item * some, size)
+            at = (index + batch) * self.batch_size + self.part[0] * size + row + np.arange(some)
+            places = order(at, len(self.source), self.seed)
+            drawn = zip(places, at, strict=True)
+            return _stack([self.source.drawn(int(place), np.random.default_rng((self.seed, int(a)))) for place, a in drawn])
 
-        examples = grain.MapDataset.range(2**62).map(example)
-        yield from examples.to_iter_dataset().batch(size, batch_fn=_stack)
+        threads = min(16, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 2 * size // some))
+        items = grain.MapDataset.range(2**61).map(examples).to_iter_dataset(options)
+        yield from items.batch(size // some, batch_fn=_joined)
 
 
-def once(source: Source, batch_size: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-    """Every example exactly once, in order; the last batch is padded with copies of the first example, masked out."""
+def once(source: Source, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False) -> Iterator[Batch]:
+    """Every example exactly once, in order; the last batch is padded with copies of the first example, masked out.
+
+    So is a bad image that is skipped. With `stream` threads read up to two batches ahead.
+    """
     size = batch_size // part[1]
-    for start in range(0, len(source), batch_size):
-        places = start + part[0] * size + np.arange(size)
-        inside = places < len(source)
-        batch = _stack([source[int(i)] for i in np.where(inside, places, 0)])
-        yield {**batch, "mask": inside}
+    starts = range(part[0] * size, len(source) + part[0] * size, batch_size)
+    places = (start + row for start in starts for row in range(size))
+    clipped = (i if i < len(source) else 0 for i in places)
+    examples = _ahead(source.__getitem__, clipped, 2 * size) if stream else map(source.__getitem__, clipped)
+    for start in starts:
+        batch = _stack([next(examples) for _ in range(size)])
+        yield {**batch, "mask": batch["mask"] & (start + np.arange(size) < len(source))}
+
+
+def _ahead(read: Callable[[int], dict[str, np.ndarray]], places: Iterator[int], most: int) -> Iterator[dict[str, np.ndarray]]:
+    """What `read` gives for each place, in order, by threads that are at most `most` ahead."""
+    pool, pending = ThreadPoolExecutor(), deque()
+    try:
+        for place in places:
+            pending.append(pool.submit(read, place))
+            if len(pending) > most:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_stand_ins(batch: Batch) -> Batch:
+    """Each bad image replaced by the next good one, the first following the last."""
+    good = np.flatnonzero(batch["mask"])
+    stand_in = good[np.searchsorted(good, np.arange(len(batch["mask"]))) % len(good)]
+    return batch if len(good) == len(stand_in) else {name: x[stand_in] for name, x in batch.items()}
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _stack(examples: Sequence[dict[str, np.ndarray]]) -> Batch:
     batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label", "id")}
-    return {**batch, "mask": np.ones(len(examples), bool)}
+    return {**batch, "mask": np.array([not e.get("bad", False) for e in examples])}

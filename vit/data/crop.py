@@ -1,6 +1,8 @@
 """Crops while reading, on the host: for images too large or too varied to be held in memory."""
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,9 +22,29 @@ def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: np.random.
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return _resize(image, (rng.integers(width - w + 1), rng.integers(height - h + 1), w, h), (size, size))
+            x, y = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return _quickly(image[y : y + h, x : x + w], size)
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    return _resize(image, ((width - w) / 2, (height - h) / 2, w, h), (size, size))
+    y, x = (height - h) // 2, (width - w) // 2
+    return _quickly(image[y : y + h, x : x + w], size)
+
+
+def _quickly(image: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "S S C"]:
+    """To a square by OpenCV, ten times sooner than by Pillow: the mean of whole blocks, then bilinear, which skips no pixel."""
+    cv2, (height, width, _) = _cv2(), image.shape
+    block = 1 << max(0, (min(height, width) // size).bit_length() - 1)  # of the powers of 2 the last that leaves `size`
+    if block > 1:
+        h, w = height // block, width // block
+        image = cv2.resize(image[: h * block, : w * block], (w, h), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, -1)
+
+
+@functools.cache
+def _cv2() -> Any:
+    import cv2
+
+    cv2.setNumThreads(0)  # whole images are spread over threads already
+    return cv2
 
 
 def as_evaluated(
@@ -56,5 +78,5 @@ def _resize(
     grey = image.shape[2] == 1
     picture = Image.fromarray(image[..., 0] if grey else image)
     # From four times the size on the pixels are first averaged in whole blocks: the same picture, sooner.
-    resized = np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, (x, y, x + w, y + h), reducing_gap=2.0))
+    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, (x, y, x + w, y + h), reducing_gap=2.0))
     return resized[..., None] if grey else resized

@@ -6,6 +6,7 @@ libjpeg-turbo, strictly: what it would only warn of refuses the image. The rest 
 
 import errno
 import io
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 MOST_PIXELS = 100_000_000
+MOST_SIDE = 1_000_000  # on longer rows Pillow reports that memory ran out
 MOST_BYTES = 8 * MOST_PIXELS  # 16 bits of red, green, blue and alpha, uncompressed
 OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
@@ -56,18 +58,24 @@ def decode(source: Path | bytes) -> Pixels:
 
 def header(source: Path | bytes) -> Header:
     """What an image says of itself; that its pixels are good, only decoding shows. Raises `BadImage`."""
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else contents(source)
     if not data:
         raise BadImage("it is empty")
-    openers = [opener for magic, opener in OPENERS.items() if data.startswith(magic)]
-    if not openers or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
+    if not begins_an_image(data):
         raise BadImage("it is not a JPEG, PNG, WebP, BMP or GIF")
-    found = openers[0](data)
+    found = next(opener for magic, opener in OPENERS.items() if data.startswith(magic))(data)
     if not found.height or not found.width:
         raise BadImage("it has no pixels")
     if found.height * found.width > MOST_PIXELS:
         raise BadImage(f"it announces {found.width} x {found.height} pixels, over {MOST_PIXELS // 10**6} million")
+    if max(found.height, found.width) > MOST_SIDE:
+        raise BadImage(f"it announces {found.width} x {found.height} pixels, over a million on a side")
     return found
+
+
+def begins_an_image(head: bytes) -> bool:
+    """Whether these first 12 bytes, or more, are those of a format that is read."""
+    return head.startswith(tuple(OPENERS)) and not (head.startswith(b"RIFF") and head[8:12] != b"WEBP")
 
 
 def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.ndarray, "H2 W2 C"]:
@@ -81,17 +89,19 @@ def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.nda
     return image
 
 
-def _read(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
+    """A file's bytes. Raises `BadImage` if it isn't there, isn't a file, or has more than an image could."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would never end
+            raise BadImage("it is not a file")
+        if status.st_size <= MOST_BYTES:  # read(MOST_BYTES) would take that much memory for a moment
+            return path.read_bytes()
     except OSError as error:
         if error.errno not in OF_THE_FILE:
             raise  # the disk or the network failed, not this file
         raise BadImage(f"it can't be read: {error.strerror}") from error
-    if len(data) > MOST_BYTES:
-        raise BadImage(f"it has more than {MOST_BYTES // 10**6} MB")
-    return data
+    raise BadImage(f"it has more than {MOST_BYTES // 10**6} MB")
 
 
 # ---- JPEG ----
@@ -118,7 +128,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(data: bytes) -> Header:
-    frame, orientation, adobe = b"", 0, False
+    frame, orientation, adobe, least = b"", 0, False, 0
     for marker, start, end in _segments(data):
         content = data[start + 4 : end]
         if marker == 0xE1 and content.startswith(b"Exif\0\0"):
@@ -127,12 +137,18 @@ def _jpeg(data: bytes) -> Header:
             adobe = True
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the others are tables
             frame = content
+            # Each of 8x8 pixels takes a bit at least, but where arithmetic coding packs them tighter.
+            least = 1 if marker <= 0xC2 else 0
             break
     if len(frame) < 6:
         raise BadImage("its JPEG header is cut off or damaged")
     bits, height, width, channels = struct.unpack_from(">BHHB", frame)
     if bits != 8:
         raise BadImage(f"it is a JPEG of {bits} bits a channel, only 8 are read")
+    if (
+        len(data) < least * height * width // 512 <= MOST_PIXELS // 512
+    ):  # else libjpeg would spend seconds on filling in what isn't there
+        raise BadImage(f"it is cut off: {len(data):,} bytes can't hold {width} x {height} pixels")
 
     def load() -> Pixels:
         try:
@@ -144,7 +160,7 @@ def _jpeg(data: bytes) -> Header:
             return simplejpeg.decode_jpeg(data)
         except ValueError as error:
             if "subsampling" not in str(error):
-                raise BadImage(f"JPEG: {error}") from error
+                raise BadImage(f"its JPEG pixels are cut off or damaged ({_reason(error)})") from error
         return _by_pillow("JPEG", JpegImageFile, _without_exif(data)).load()  # a subsampling that TurboJPEG doesn't know
 
     return Header("JPEG", height, width, orientation or 1, load)
@@ -169,7 +185,9 @@ def exif_orientation(exif: bytes) -> int:
     for entry in range(at + 2, min(at + 2 + 12 * count, len(exif) - 11), 12):
         tag, kind = struct.unpack_from(order + "HH", exif, entry)
         if tag == 0x0112:
-            size = {1: "B", 3: "H", 4: "I"}.get(kind, "H")
+            size, (length,) = {1: "B", 3: "H", 4: "I"}.get(kind), struct.unpack_from(order + "I", exif, entry + 4)
+            if size is None or length != 1:
+                return 1
             (value,) = struct.unpack_from(order + size, exif, entry + 8)
             return value if 1 <= value <= 8 else 1
     return 1
@@ -199,7 +217,35 @@ def _png(data: bytes) -> Header:
                 raise BadImage(f"its PNG chunk {kind.decode()} doesn't match its checksum")
             parts.append(data[at:end])
         at = end
-    return _by_pillow("PNG", PngImageFile, b"".join(parts), exif_orientation(exif))
+    found = _by_pillow("PNG", PngImageFile, b"".join(parts), exif_orientation(exif))
+
+    def load() -> Pixels:
+        pixels = found.load()
+        # Pillow leaves rows that the file lacks as they were made. A last row of many colours isn't one of these.
+        if (pixels[-1] == pixels[-1, 0]).all() and not _has_every_row(parts):
+            raise BadImage("its last rows of pixels are missing")
+        return pixels
+
+    return found._replace(load=load)
+
+
+def _has_every_row(parts: list[bytes]) -> bool:
+    """Whether a PNG's chunks hold as many bytes, uncompressed, as its header announces."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", parts[1], 8)
+    bits *= {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    adam7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    missing = 0
+    for y, x, down, right in adam7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // right), -(-(height - y) // down)
+        missing += rows * (1 + -(-columns * bits // 8)) if columns > 0 < rows else 0
+    unpacking = zlib.decompressobj()
+    for part in (part[8:-4] for part in parts[1:] if part[4:8] == b"IDAT"):
+        while part and missing > 0 and not unpacking.eof:
+            missing -= len(unpacking.decompress(part, 2**20))
+            part = unpacking.unconsumed_tail
+    while missing > 0 and not unpacking.eof and (more := unpacking.decompress(b"", 2**20)):
+        missing -= len(more)
+    return missing <= 0
 
 
 def _webp(data: bytes) -> Header:
@@ -220,8 +266,10 @@ def _by_pillow(kind: str, reader: Callable[[io.BytesIO], ImageFile], data: bytes
         image = reader(io.BytesIO(data))
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:  # a WebP that opened tells its size only after this
+        raise BadImage(f"it announces over {MOST_PIXELS // 10**6} million pixels") from error
     except Exception as error:  # on bytes gone wrong Pillow raises almost anything
-        raise BadImage(f"{kind}: {_reason(error)}") from error
+        raise BadImage(f"its {kind} header is cut off or damaged ({_reason(error)})") from error
     if exif := image.info.get("exif"):
         orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
 
@@ -232,7 +280,7 @@ def _by_pillow(kind: str, reader: Callable[[io.BytesIO], ImageFile], data: bytes
         except MemoryError:
             raise
         except Exception as error:
-            raise BadImage(f"{kind}: {_reason(error)}") from error
+            raise BadImage(f"its {kind} pixels are cut off or damaged ({_reason(error)})") from error
 
     return Header(kind, image.height, image.width, orientation, load)
 

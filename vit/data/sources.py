@@ -14,9 +14,9 @@ from rich.progress import track
 
 from vit.config import DigitsData, FolderData, TfdsData
 from vit.data.crop import as_evaluated, inception_crop
+from vit.data.folder import SPLITS
+from vit.data.images import Images
 from vit.errors import UserError
-
-SPLITS = ("train", "val", "test")
 
 
 class Source(Protocol):
@@ -137,16 +137,27 @@ class Tfds:
 
 def splits(config: DigitsData | TfdsData | FolderData) -> tuple[str, ...]:
     """The splits that the data set has; the last is the one to report on."""
+    if isinstance(config, FolderData):
+        return Images.splits(config)
     return tuple(split for split in SPLITS if getattr(config, split, split))
 
 
 def open_source(config: DigitsData | TfdsData | FolderData, split: str) -> Source:
     """The split (train, val or test) of the data set that the configuration names."""
+    if isinstance(config, FolderData):
+        return Images(config, split)
     return Tfds(config, split) if isinstance(config, TfdsData) else Digits(split)
 
 
+def said(source: Source) -> list[str]:
+    """What a run should say of a data set whose form was found by looking; nothing of any other."""
+    return source.said if isinstance(source, Images) else []
+
+
 def labels(source: Source, most: int | None = None) -> np.ndarray:
-    """The labels of all examples, or of `most`, evenly spread over the split."""
+    """The labels of all examples, or of `most`, evenly spread over the split, where reading one means reading its image."""
+    if isinstance(source, Images):
+        return source.labels
     count = min(len(source), most or len(source))
     return np.array([source[int(i)]["label"] for i in np.linspace(0, len(source) - 1, count)])
 

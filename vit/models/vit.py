@@ -128,22 +128,28 @@ class ViT(nnx.Module):
         x = out["tokens"] = self.norm(x) if config.final_norm == "tokens" else x
         patches = x[:, self.prefix :]
         out["patches"] = patches.reshape(x.shape[0], *grid, config.width)
-        if config.pool == "token":
-            pooled = x[:, :2].mean(axis=1) if config.distilled else x[:, 0]
-        elif config.pool == "mean":
-            pooled = patches.mean(axis=1)
-        elif config.pool == "token_mean":
-            pooled = jnp.concatenate([x[:, 0], patches.mean(axis=1)], axis=1)
-        else:
-            pooled, w = self.attn_pool(patches)
-            out |= {"pool_attention": w} if attention else {}
+        pooled, w = self._pool(x, patches)
         pooled = out["pooled"] = self.fc_norm(pooled) if config.final_norm == "pooled" else pooled
+        if attention and w is not None:
+            out["pool_attention"] = w
         if config.distilled and hasattr(self, "head"):
             result = (self.head(self._represent(x[:, 0])) + self.head_dist(self._represent(x[:, 1]))) / 2
         else:
             result = self._represent(pooled)
             result = self.head(result) if hasattr(self, "head") else result
         return result.astype(jnp.float32), out
+
+    def _pool(
+        self, x: Float[Array, "B N D"], patches: Float[Array, "B M D"]
+    ) -> tuple[Float[Array, "B F"], Float[Array, "B h M"] | None]:
+        """One vector of all tokens, and the weights of attention pooling."""
+        pool = self.config.pool
+        if pool == "map":
+            return self.attn_pool(patches)
+        if pool == "token":
+            return x[:, :2].mean(axis=1) if self.config.distilled else x[:, 0], None
+        mean = patches.mean(axis=1)
+        return mean if pool == "mean" else jnp.concatenate([x[:, 0], mean], axis=1), None
 
     def _represent(self, pooled: Float[Array, "B F"]) -> Float[Array, "B R"]:
         """The tanh layer before the head, where there is one."""

@@ -1,4 +1,4 @@
-"""Where a classifier looks: attention rollout, and the last block's attention, for the vector that it classifies by."""
+"""Where a classifier looks: attention rollout, and single blocks' attention, for the vector that it classifies by."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from matplotlib.axes import Axes
 
 from vit.models.vit import merge
-from vit.report.draw import BLUE, ORANGE, caption, grid, heading, save, show, text
+from vit.report.draw import BLUE, INK, ORANGE, caption, grid, heading, save, show, text
 from vit.training.sharding import distribute, replicated
 
 Seen = dict[str, np.ndarray]  # image, label, guess, rollout and last, each of some images
@@ -52,6 +52,11 @@ def pooled(pool: str, tokens: Float[Array, "B N N"], out: dict[str, Any]) -> Flo
     else:
         row = jnp.einsum("bm,bmn->bn", out["pool_attention"].mean(axis=1), patches)
     return row.reshape(B, h, w)
+
+
+def heads(pool: str, out: dict[str, Any], block: int) -> Float[Array, "B heads h w"]:
+    """What of each patch each head of a block takes for the pooled vector."""
+    return jax.vmap(lambda tokens: pooled(pool, tokens, out), in_axes=1, out_axes=1)(out["attention"][block])
 
 
 def maps(pool: str, out: dict[str, Any]) -> tuple[Float[Array, "B h w"], Float[Array, "B h w"]]:
@@ -98,6 +103,32 @@ def picture(path: Any, seen: Seen, class_names: Sequence[str]) -> None:
         caption(alone, "last block")
     words = f"Attention for the pooled vector, {h}×{w} patches, each map from its least (dark) to its most (bright): "
     heading(figure, words + "rollout through all blocks over the image, and the last block's mean over heads")
+    save(figure, path)
+
+
+def looks(
+    path: Any,
+    view: UInt8[np.ndarray, "H W C"],
+    best: tuple[str, float],
+    everything: Float[np.ndarray, "h w"],
+    each: Float[np.ndarray, "heads h w"],
+    block: int,
+) -> None:
+    """What the model was shown, with its best class and the probability; over it the rollout, and each head of a block."""
+    count = 2 + len(each)
+    # Whole rows, of up to seven.
+    columns = min((-(-count // rows) for rows in range(1, count + 1) if -(-count // rows) <= 7), default=7, key=lambda n: -n)
+    figure, axes = grid(count, columns, 1.9, 2, 0.4)
+    show(axes[0], view)
+    caption(axes[0], f"{text(best[0], 22)}\n{best[1]:.1%}", INK)
+    titles = ["rollout", *(f"block {block}, head {i}" for i in range(len(each)))]
+    for ax, values, title in zip(axes[1:], [everything, *each], titles, strict=True):
+        show(ax, view if view.shape[-1] == 1 else view.mean(axis=-1, keepdims=True))
+        _heat(ax, values, view, 0.6)
+        caption(ax, title)
+    h, w = everything.shape
+    words = f"Where it looks for “{best[0]}”, {h}×{w} patches, each map from its least (dark) to its most (bright)"
+    heading(figure, words)
     save(figure, path)
 
 

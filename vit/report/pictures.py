@@ -1,22 +1,19 @@
-"""Pictures of data and of single examples: the training batch, the splits' labels, predictions. Pure functions of arrays."""
+"""Pictures of single examples: the training batch, predictions. Pure functions of arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
-from vit.report.draw import BLUE, INK, ORANGE, caption, grid, heading, save, show, text
+from vit.report.draw import BLUE, INK, ORANGE, PALE, caption, grid, heading, save, show, text
 from vit.training.state import example_keys
-
-MANY = 40  # classes; beyond that their names find no room
 
 
 def train_batch(path: Any, batches: Batches, prepare: Any, config: Config, class_names: Sequence[str]) -> None:
@@ -36,56 +33,6 @@ def train_batch(path: Any, batches: Batches, prepare: Any, config: Config, class
         show(ax, image)
         caption(ax, title, size=size)
     save(figure, path)
-
-
-def labels(path: Any, labels_by_split: Mapping[str, Int[np.ndarray, "_"]], class_names: Sequence[str]) -> None:
-    """How many examples each split has of each class; beyond 40 classes, the counts in falling order."""
-    K = len(class_names)
-    counts = {split: np.bincount(x, minlength=K) for split, x in labels_by_split.items()}
-    sideways = K > 12 or max(map(len, class_names)) > 4
-    bars = sideways and K <= MANY
-    size = (4.3 * len(counts), 1.5 + 0.22 * K if bars else 3.3)
-    figure = Figure(size, layout="constrained")
-    for ax, (split, count) in zip(figure.subplots(1, len(counts), squeeze=False).flat, counts.items(), strict=True):
-        _histogram(ax, count, class_names, sideways)
-        ax.set_title(f"{text(split)}: {count.sum():,} examples\n{extremes(count, class_names)}", fontsize=9, color=INK)
-        ax.grid(alpha=0.25, axis="x" if bars else "y")
-    save(figure, path)
-
-
-def _histogram(ax: Axes, count: Int[np.ndarray, "K"], class_names: Sequence[str], sideways: bool) -> None:
-    K, names = len(count), [text(name, 22) for name in class_names]
-    ax.set_axisbelow(True)
-    if K > MANY:
-        ax.fill_between(np.arange(1, K + 1), np.sort(count)[::-1], step="mid", color=BLUE, alpha=0.8)
-        ax.set(xlabel="classes, the most frequent first", ylabel="examples", xlim=(1, K), ylim=(0, max(1, count.max()) * 1.05))
-    elif sideways:
-        ax.barh(range(K), count, color=BLUE)
-        ax.set_yticks(range(K), names, fontsize=8)
-        ax.set(xlabel="examples", ylim=(K - 0.4, -0.6))
-    else:
-        ax.bar(range(K), count, color=BLUE)
-        ax.set_xticks(range(K), names)
-        ax.set(ylabel="examples")
-
-
-def extremes(count: Int[np.ndarray, "K"], class_names: Sequence[str]) -> str:
-    """The rarest and the most frequent class in words, and how many classes have no example."""
-
-    def told(n: int) -> str:
-        those = np.flatnonzero(count == n)
-        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-        return f"“{text(class_names[those[0]], 16)}”{more}: {n:,}"
-
-    present = count[count > 0]
-    if not len(present):
-        return "no examples"
-    absent = int((count == 0).sum())
-    if present.min() == present.max():
-        words = f"{present.max():,} of each class"
-    else:
-        words = f"rarest {told(present.min())}\nmost frequent {told(present.max())}"
-    return words + (f"; {absent:,} {'class has' if absent == 1 else 'classes have'} none" if absent else "")
 
 
 def predictions(
@@ -108,4 +55,24 @@ def predictions(
         lines += [] if losses is None else [f"loss {losses[i]:.2f}"]
         caption(ax, "\n".join(lines), BLUE if right else ORANGE)
     heading(figure, title)
+    save(figure, path)
+
+
+def annotated(path: Any, image: UInt8[np.ndarray, "H W C"], top: Sequence[tuple[str, float]], name: str) -> None:
+    """An image in its own shape, and beside it its likeliest classes with their probabilities."""
+    H, W = image.shape[:2]
+    side = min(4.0, 4.0 * W / H), min(4.0, 4.0 * H / W)  # inches, width and height
+    whole = side[0] + 3.2, max(side[1], 1.7) + 0.5
+    figure = Figure(whole)
+    ax = figure.add_axes((0.1 / whole[0], 0.1 / whole[1], side[0] / whole[0], side[1] / whole[1]))
+    show(ax, image)
+    bars = figure.add_axes(((side[0] + 0.3) / whole[0], 0.1 / whole[1], 2.8 / whole[0], max(side[1], 1.7) / whole[1]))
+    bars.set(xlim=(0, 1), ylim=(max(5, len(top)) - 0.5, -0.5))
+    bars.axis("off")
+    for i, (label, share) in enumerate(top):
+        bars.barh(i + 0.18, 1, height=0.3, color=PALE)
+        bars.barh(i + 0.18, share, height=0.3, color=BLUE)
+        bars.text(0, i - 0.02, text(label, 30), fontsize=9, color=INK, va="bottom")
+        bars.text(1, i - 0.02, f"{share:.1%}", fontsize=9, color=INK, va="bottom", ha="right")
+    figure.suptitle(text(name, int(whole[0] * 11)), fontsize=9, color=INK, y=1 - 0.1 / whole[1], va="top")
     save(figure, path)

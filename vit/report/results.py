@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vit.errors import UserError
 from vit.report import attention, classification, curves, page
 from vit.tasks.classification import Classification
 from vit.training.evaluate import Trained
@@ -60,5 +61,5 @@ def training(run: Any, task: Any, source: Any, seen: dict[str, Any], evaluated: 
             if not evaluated:
                 own.evaluation(run, task, examples, seen["figures"], source, title)
         page.report(run)
-    except OSError as error:
+    except (OSError, UserError) as error:  # UserError: the folder is gone
         print(f"the pictures and report.html couldn't be written: {error}")

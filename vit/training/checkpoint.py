@@ -66,7 +66,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, "save")
         self._saving: Future[None] | None = None
-        self._written = False
+        self._first: tuple[int, int] | None = None  # device and inode of the folder that was written to first
 
     def steps(self) -> list[int]:
         """Steps that have a committed folder, ascending (not yet proven whole)."""
@@ -100,12 +100,12 @@ class Checkpoints:
                     return
         temporary = self._staging / f"tmp-{step}"
         with _failing_as_user_error(step, self.folder):
-            temporary.mkdir(parents=not self._written)  # a folder that vanished meanwhile is not made anew
+            temporary.mkdir(parents=self._first is None)  # a folder that vanished meanwhile is not made anew
+            self._check_folder(temporary)
             # Orbax's threads fill the console when they meet a full disk.
             needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(temporary).free
             if free < needed:
                 raise OSError(errno.ENOSPC, f"No space left on device: {needed:,} bytes needed, {free:,} free")
-            self._written = True
             self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))
         self._saving = self._thread.submit(self._commit, step, meta)
 
@@ -124,6 +124,7 @@ class Checkpoints:
         temporary, target, old = self._staging / f"tmp-{step}", self.folder / str(step), self.folder / f"old-{step}"
         with _failing_as_user_error(step, self.folder):
             self._orbax.wait_until_finished()
+            self._check_folder(temporary)
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
             files = {name: storage.digest(temporary / name) for name in storage.files(temporary)}
             (temporary / MANIFEST).write_text(_manifest_text(step, files))
@@ -139,6 +140,17 @@ class Checkpoints:
             steps = self.steps()
             for leaving in set(steps) - {*steps[-self.keep :], best_step(meta["scores"], steps)}:
                 self._discard(leaving)
+
+    def _check_folder(self, temporary: Path) -> None:
+        """Raise `OSError` if the folder has vanished since the first save, and remove what Orbax then made in its place."""
+        now = self._staging.stat()
+        self._first = self._first or (now.st_dev, now.st_ino)
+        if self._first != (now.st_dev, now.st_ino):
+            shutil.rmtree(temporary)
+            with contextlib.suppress(OSError):  # not empty: somebody else's
+                self._staging.rmdir()
+                self._staging.parent.rmdir()
+            raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed")
 
     @contextlib.contextmanager
     def _noted(self, step: int) -> Iterator[None]:
@@ -239,7 +251,7 @@ class Checkpoints:
         kept, averaged = (
             {path.removeprefix(kind): x for path, x in saved.items() if path.startswith(kind)} for kind in ("params/", "ema/")
         )
-        return {path: np.asarray(x) for path, x in lora.plain({**kept, **averaged}).items()}
+        return {path: np.asarray(x) for path, x in lora.plain(cast(Any, {**kept, **averaged})).items()}
 
     def _arrays(self, step: int) -> dict[str, np.ndarray]:
         """Every saved array by path: the primary reads, the others are told."""

@@ -53,7 +53,9 @@ def resolve(config: Config, images: int, parameters: int, pretrained: bool) -> t
             raise UserError(f"--auto can't choose {name!r:.60}", "the configuration", f"give names of settings, as {near}")
         value, why = choose(name, config, images, parameters, pretrained)
         config = replaced(config, {name: value})
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:.3g}" if isinstance(value, float) else value
+        shown = (
+            " ".join(value) or "nothing" if isinstance(value, tuple) else f"{value:.6g}" if isinstance(value, float) else value
+        )
         lines.append(f"chosen: {flag(name)} {shown} ({why})")
     return dataclasses.replace(config, auto=()), lines
 
@@ -79,7 +81,7 @@ def choose(name: str, config: Config, images: int, parameters: int, pretrained: 
         total = 256_000 if images < 20_000 else 5_120_000 if images < 500_000 else 10_240_000
         steps = max(10, min(total, 100 * images) // batch)
         why = f"{steps * batch / images:.3g} epochs of {seen}"
-        return steps, f"{why}: BiT's rule" if total < 100 * images else why
+        return steps, f"{why}: BiT's rule" if total < 100 * images else f"{why}, the most"
     if name == "schedule.warmup":
         return config.steps // 20, "5 % of the steps"
     if name == "optim.lr":

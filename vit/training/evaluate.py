@@ -76,7 +76,7 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
     everywhere = replicated(mesh)
     like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for path, x in model.params.items()}
     params = distribute(model.params, like)
-    batches = once(source, size, (jax.process_index(), jax.process_count()))
+    batches = once(source, size, (jax.process_index(), jax.process_count()), config.data.stream)
     batches = track(batches, -(-len(source) // size), f"evaluating {split}")
 
     message = "stopped before the evaluation was done; run the same command to do it again"

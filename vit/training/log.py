@@ -145,11 +145,11 @@ class Log:
 
 def matmul_speed() -> float:
     """GFLOP/s of a float32 matrix product: what this machine can do at this moment, to compare seconds by."""
-    n = 2048
+    n = 1024
     x = jnp.ones((n, n), jnp.float32)
     product = jax.jit(jnp.matmul).lower(x, x).compile()
     seconds = []
-    for _ in range(5):
+    for _ in range(10):
         begin = time.perf_counter()
         product(x, x).block_until_ready()
         seconds.append(time.perf_counter() - begin)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float
 
-from vit.config import SGD, AdamW, Muon, ScheduleConfig
+from vit.config import SGD, AdamW, Muon, ScheduleConfig, ViTConfig
 from vit.models.vit import Params
 
 DECAYED = r"kernel$"  # weight decay: not on biases, norms, positions, tokens
@@ -34,24 +35,28 @@ def image_size(config: ScheduleConfig, step: int, steps: int) -> int:
     return next((size for size, share in zip(config.sizes, config.until, strict=True) if step < round(share * steps)), 0)
 
 
-def layer_scale(path: str, decay: float, depth: int) -> float:
+def layer_scale(path: str, decay: float, model: ViTConfig) -> float:
     """A parameter's share of the learning rate, as timm groups layers: decay ** (depth + 1 - layer).
 
-    The embedding is layer 0, block i layer i + 1, the final norm goes with the last block, the head is layer depth + 1.
+    The embedding is layer 0, block i layer i + 1, a norm of all tokens goes with the last block, all behind is layer depth + 1.
     """
-    block = re.match(r"blocks/(\d+)/", path)
-    layer = int(block[1]) + 1 if block else 0 if re.match(EMBEDDING, path) else depth + (not path.startswith("norm/"))
-    return decay ** (depth + 1 - layer)
+    block, top = re.match(r"blocks/(\d+)/", path), model.depth + 1
+    behind = top - (path.startswith("norm/") and model.final_norm == "tokens")
+    layer = int(block[1]) + 1 if block else 0 if re.match(EMBEDDING, path) else behind
+    return decay ** (top - layer)
 
 
-def optimizer(config: AdamW | Muon | SGD, clip: float, depth: int) -> optax.GradientTransformation:
+def optimizer(config: AdamW | Muon | SGD, clip: float, model: ViTConfig) -> optax.GradientTransformation:
     """Gradients → the direction of descent; the train step scales it by the learning rate of the moment.
 
-    `depth` is the number of blocks, for layer-wise decay.
+    `model` tells its layers, for layer-wise decay.
     """
     if config.layer_decay < 1:
-        scaled = optax.stateless(lambda u, _: {path: layer_scale(path, config.layer_decay, depth) * x for path, x in u.items()})
-        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, depth), scaled)
+
+        def scaled(updates: Any, _: Any) -> Params:
+            return {path: layer_scale(path, config.layer_decay, model) * x for path, x in updates.items()}
+
+        return optax.chain(optimizer(dataclasses.replace(config, layer_decay=1.0), clip, model), optax.stateless(scaled))
 
     def decayed(params: Params) -> dict[str, bool]:
         return {path: re.search(DECAYED, path) is not None for path in params}

@@ -28,12 +28,18 @@ Prepare = Callable[[Batch, Key[Array, "B"] | None], Batch]  # normalise; with ke
 def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config, start: dict[str, Any] | None = None) -> State:
     """The state before the first update; parameters in `start` take the place of freshly drawn ones."""
     _, params = split(build(nnx.Rngs(config.seed)))
-    params = lora.add({**params, **(start or {})}, config.lora, config.seed)
-    moving = {path: params[path] for path in trained(config, params)}
+    params = lora.add({**params, **jax.tree.map(jnp.asarray, start or {})}, config.lora, config.seed)
+    moving, _ = parted(config, params)
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
     ema = jax.tree.map(jnp.copy, moving) if config.ema else {}
-    opt = optimizer(config.optim, config.clip, config.model.depth).init(moving)
+    opt = optimizer(config.optim, config.clip, config.model).init(moving)
     return {"params": params, "opt": opt, "ema": ema, **counters}
+
+
+def parted(config: Config, params: Params) -> tuple[Params, Params]:
+    """The parameters that are trained, and the others."""
+    names = set(trained(config, params))
+    return {p: x for p, x in params.items() if p in names}, {p: x for p, x in params.items() if p not in names}
 
 
 def example_keys(seed: int, index: Int[Array, ""], ids: Int[Array, "B"]) -> Key[Array, "B"]:
@@ -51,7 +57,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
-    optim = optimizer(config.optim, config.clip, config.model.depth)
+    optim = optimizer(config.optim, config.clip, config.model)
 
     def mean_loss(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
         losses = task.loss(merge(graph, lora.merged({**frozen, **moving})), batch, keys)
@@ -76,8 +82,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         batch = prepare(batch, keys)  # the whole of it: mixing takes an image's neighbour
         if size:
             batch = {**batch, "image": resize(batch["image"], size)}
-        moving = {path: state["params"][path] for path in trained(config, state["params"])}
-        frozen = {path: x for path, x in state["params"].items() if path not in moving}
+        moving, frozen = parted(config, state["params"])
         loss, gradient = loss_and_gradient(moving, frozen, batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
         direction, opt = optim.update(gradient, state["opt"], moving)

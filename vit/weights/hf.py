@@ -10,7 +10,13 @@ from vit.models.vit import prefix_tokens
 from vit.weights.mapping import MATRIX, SAME, Arrays, Rule, Table, dense, in_blocks, norm, patches, rule, shaped
 from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
+RESAMPLED: dict[str, Any] = {"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}
+ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
 
 
 class Names(NamedTuple):
@@ -99,7 +105,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "siglip_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
     "siglip2_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "num_patches": 256},
 }
-RESAMPLE: dict[str, Any] = {"dinov2_with_registers": "cubic", "dinov3_vit": "cubic", "siglip2_vision_model": "linear"}
 UNUSED = {
     r"(.*\.)?embeddings\.mask_token$": "the mask token of pre-training",
     r"decoder\.": "the decoder of pre-training",
@@ -193,7 +198,7 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
         mlp=arrays[down].shape[1] if down in arrays else told["intermediate_size"],
         position="none" if kind == "dinov3_vit" else "learned",
         rope="dinov3" if kind == "dinov3_vit" else "none",
-        resample=RESAMPLE.get(kind, "cubic_torch"),
+        resample=RESAMPLED.get(kind, "cubic_torch"),
         positioned="class" if kind == "dinov2_with_registers" else "all",
         registers=1 if kind == "deit" else registers,
         distilled="cls_classifier.weight" in arrays,

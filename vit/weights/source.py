@@ -8,10 +8,10 @@ from flax import nnx
 
 from vit.config import ViTConfig, from_json, validate
 from vit.errors import UserError
-from vit.models.vit import ViT, split
+from vit.models.vit import Params, ViT, split
 from vit.weights import files, hf, npz, timm
 from vit.weights.hub import fetch
-from vit.weights.mapping import Arrays, Table, to_ours
+from vit.weights.mapping import Table, to_ours
 from vit.weights.pretrained import Found, Pretrained
 
 
@@ -58,7 +58,7 @@ def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], n
 def shapes(config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a model, by path."""
 
-    def build() -> Arrays:
+    def build() -> Params:
         model = ViT(config, image_size=image_size, channels=channels, classes=classes, rngs=nnx.Rngs(0))
         return split(model)[1]
 

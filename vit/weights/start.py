@@ -44,7 +44,7 @@ def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, lis
         if name not in config.auto and given != value:
             what = f"{flag(name)} is {given}, the weights have {value}"
             raise UserError(what, weights.source, f"remove {flag(name)}: the weights decide the model's sizes")
-    if "data.size" in config.auto:
+    if "data.size" in config.auto and "data.size" in fields(config):
         decided["data.size"] = max(weights.image_size)
     config = replaced(config, decided)
     config = dataclasses.replace(config, auto=tuple(name for name in config.auto if name not in decided))

@@ -1,0 +1,116 @@
+"""Pretrained weights made to fit: the head, positions, channels, and what they decide of the settings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit.config import Config, DigitsData, FolderData, ViTConfig
+from vit.errors import UserError
+from vit.models.vit import ViT, merge, split
+from vit.weights import Pretrained
+from vit.weights import start as module
+from vit.weights.start import fitted, prepare, settle, with_channels
+
+MODEL = ViTConfig(patch=4, width=16, depth=2, heads=2, mlp=32, pool="token")
+NAMES = ["cat", "dog", "eel"]
+
+
+def pretrained(model=MODEL, size=(16, 16), channels=3, names=NAMES):
+    _, params = split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params = {path: rng.normal(0, 0.3, x.shape).astype(np.float32) for path, x in params.items()}
+    return Pretrained(params, model, size, channels, len(names), names, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "runs/x, step 9", [])
+
+
+def data(names=NAMES, size=(16, 16), channels=3):
+    return {"dataset": "mine", "class_names": names, "image_size": list(size), "channels": channels}
+
+
+def logits(params, images, model=MODEL, size=(16, 16), classes=3):
+    shapes = nnx.eval_shape(lambda: ViT(model, image_size=size, channels=images.shape[-1], classes=classes, rngs=nnx.Rngs(0)))
+    return np.asarray(merge(nnx.graphdef(shapes), {p: jnp.asarray(x) for p, x in params.items()})(images)[0])
+
+
+def test_the_head_is_kept_for_the_same_classes_and_begins_anew_for_others():
+    weights = pretrained()
+    params, lines = fitted(weights, data())
+    assert params.keys() == weights.params.keys()
+    assert lines == ["the head is kept: the same 3 classes"]
+    for names in (["cat", "dog"], ["dog", "cat", "eel"]):
+        params, lines = fitted(weights, data(names))
+        assert weights.params.keys() - params.keys() == {"head/kernel", "head/bias"}
+        assert lines == [f"the head begins anew, at zero: {len(names)} classes, the weights know 3 others"]
+    bare = weights._replace(classes=0, class_names=[])
+    assert fitted(bare, data())[1] == ["the head begins anew, at zero: 3 classes, the weights know none"]
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize("size", [(24, 24), (8, 20)])
+def test_positions_resampled_once_give_what_resampling_at_call_gives(size, pool):
+    model = dataclasses.replace(MODEL, pool=pool)
+    weights = pretrained(model)
+    params, lines = fitted(weights, data(size=size))
+    assert "positions resampled from 4 x 4 patches to" in lines[0]
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+    wanted = logits(weights.params, images, model)
+    np.testing.assert_allclose(logits(params, images, model, size), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_other_channels(stem):
+    model = dataclasses.replace(MODEL, stem=stem)
+    grey = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
+    colour = jnp.repeat(grey, 3, axis=3)
+    weights = pretrained(model)  # three channels summed: a grey image in colour gives the same
+    params, lines = fitted(weights, data(channels=1))
+    assert lines[0] == "the embedding of 1 channels is summed over the weights' 3"
+    np.testing.assert_allclose(logits(params, grey, model), logits(weights.params, colour, model), rtol=1e-3, atol=1e-4)
+    weights = pretrained(model, channels=1)
+    params, _ = fitted(weights, data(channels=3))
+    np.testing.assert_allclose(logits(params, colour, model), logits(weights.params, grey, model), rtol=1e-3, atol=1e-4)
+
+
+def test_four_channels_as_timm_repeats_them():
+    kernel = np.arange(2 * 3 * 5, dtype=np.float32).reshape(2 * 3, 5)  # two places, three channels
+    got = with_channels(kernel, 3, 4).reshape(2, 4, 5)
+    parts = kernel.reshape(2, 3, 5)
+    np.testing.assert_allclose(got, np.concatenate([parts, parts[:, :1]], axis=1) * 0.75)
+
+
+def test_statistics_of_the_weights_are_taken_unless_given():
+    weights = pretrained()
+    config = Config(data=FolderData(dir="x"), auto=("data.mean", "data.std"))
+    assert prepare(config, weights, data(), 10)[0].data.mean == (0.1, 0.2, 0.3)
+    assert prepare(dataclasses.replace(config, auto=("data.std",)), weights, data(), 10)[0].data.mean == config.data.mean
+    grey = dataclasses.replace(config, data=DigitsData())
+    assert prepare(grey, weights, data(channels=1), 10)[0].data.std == pytest.approx((0.5,))
+
+
+def test_weights_decide_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load", lambda text: pretrained())
+    auto = tuple(
+        f"model.{f.name}" for f in dataclasses.fields(ViTConfig) if f.name not in ("drop_path", "dropout", "dtype", "fused")
+    )
+    config = Config(
+        weights="w", auto=(*auto, "data.size"), data=FolderData(dir="x"), model=ViTConfig(drop_path=0.3, dtype="bfloat16")
+    )
+    settled, weights, lines = settle(config, tmp_path)
+    assert settled.model == dataclasses.replace(MODEL, drop_path=0.3, dtype="bfloat16")
+    assert (settled.data.size, settled.auto, weights.source) == (16, (), "runs/x, step 9")
+    assert lines == ["weights: runs/x, step 9: width 16, 2 blocks, patch 4, 3 channels, 16 x 16"]
+    given = dataclasses.replace(config, auto=tuple(name for name in auto if name != "model.width"))
+    with pytest.raises(UserError, match=r"--model\.width is 192, the weights have 16"):
+        settle(given, tmp_path)
+    agreeing = dataclasses.replace(given, model=dataclasses.replace(config.model, width=16))
+    assert settle(agreeing, tmp_path)[0].model == settled.model
+
+
+def test_without_weights_nothing_is_decided(tmp_path):
+    assert settle(Config(), tmp_path) == (Config(), None, [])
+    config, weights, lines = settle(Config(auto=("data.size", "steps")), tmp_path)
+    assert (config.auto, weights) == (("steps",), None)
+    assert lines == ["no --weights: this trains from scratch"]

@@ -1,0 +1,115 @@
+"""A split of a data set of image files, as a source of square images; and what happens to bad ones."""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import track
+
+from vit.config import FolderData
+from vit.data.crop import as_evaluated, inception_crop
+from vit.data.decode import BadImage, decode
+from vit.data.folder import SPLITS, opened, shown
+from vit.errors import UserError
+
+MOST_BAD = 0.01  # of a data set's images
+
+_counting = threading.Lock()
+
+
+class Images:
+    """A split of what `listing` found. `id` is the place in the listing of all splits.
+
+    With `bad_images="skip"` the next image of the split stands in for a bad one in training, the first following the last;
+    in evaluation it isn't counted (`"bad": True`). Which one stands in follows from the files alone, so batches stay a
+    function of seed and step. Raises `UserError` if the set can't be trained on, or at a bad image that isn't skipped.
+    """
+
+    def __init__(self, config: FolderData, split: str):
+        self.config, self.listing = config, opened(config)
+        self.ids = np.flatnonzero(self.listing.splits == SPLITS.index(split)).astype(np.int32)
+        if not len(self.ids):
+            what, has = f"it has no {split} split", " and ".join(self.splits(config))
+            raise UserError(what, shown(config.dir), f"give --split {has.replace(' and ', ' or --split ')}")
+        self.name = shown(config.dir.removeprefix("hf:").rstrip("/").rpartition("/")[2]) or "images"
+        self.class_names = self.listing.class_names
+        self.labels = self.listing.labels[self.ids]
+        for i in sorted(self.listing.bad):
+            self._skip(i, self.listing.bad[i])
+        self.held = None if config.stream else self._hold(split)
+
+    @staticmethod
+    def splits(config: FolderData) -> tuple[str, ...]:
+        """The splits that have images."""
+        return tuple(SPLITS[i] for i in np.unique(opened(config).splits))
+
+    @property
+    def said(self) -> list[str]:
+        """What a run should say of the data set: its form, its classes, what isn't used, which images are bad."""
+        found = self.listing
+        counts = ", ".join(f"{np.sum(found.splits == i):,} {split}" for i, split in enumerate(SPLITS))
+        notes = [f"{problem.what} ({problem.where})" for problem in found.problems]
+        bad = [f"{len(found.bad)} bad images are skipped"] if found.bad else []
+        return [f"found {found.form}: {len(found.class_names)} classes; images: {counts}", *notes, *bad]
+
+    def _hold(self, split: str) -> list[dict[str, Any]]:
+        """All examples, as evaluation sees them."""
+        with ThreadPoolExecutor() as pool:
+            reading = pool.map(self._evaluated, range(len(self.ids)))
+            shown = track(reading, f"reading {split}", len(self.ids), console=Console(stderr=True), transient=True)
+            return list(shown)
+
+    def _decoded(self, index: int) -> UInt8[np.ndarray, "H W 3"] | None:
+        """The whole image, or None if it's bad and may be skipped."""
+        i = int(self.ids[index])
+        if i in self.listing.bad:
+            return None
+        try:
+            return decode(self.listing.read(i))
+        except BadImage as error:
+            self._skip(i, str(error))
+            return None
+
+    def _skip(self, i: int, reason: str) -> None:
+        """Count a bad image. Raises `UserError` if it may not be skipped."""
+        found, total = self.listing, len(self.listing.names)
+        if self.config.bad_images == "error":
+            fix = "mend or remove it, or go on without such images: --data.bad-images skip"
+            raise UserError(f"this image can't be used: {reason}", found.where(i), fix)
+        with _counting:
+            if new := i not in found.bad:
+                found.bad[i] = reason
+            count = len(found.bad)
+            all_bad = new and found.bad.keys() >= set(self.ids.tolist())
+        if count > MOST_BAD * total or all_bad:
+            what = f"{count} of {total:,} images are bad, over {MOST_BAD:.0%}; the last: {reason}"
+            raise UserError(what, found.where(i), f"mend or remove them: uv run vit check {shown(self.config.dir)} lists them")
+        if new:
+            print(f"skipped {found.where(i)}: {reason} ({count} of {total:,} images so far)", file=sys.stderr, flush=True)
+
+    def _example(self, index: int, image: np.ndarray) -> dict[str, Any]:
+        return {"image": image, "label": self.labels[index], "id": self.ids[index]}
+
+    def _evaluated(self, index: int) -> dict[str, Any]:
+        size = self.config.size, self.config.size
+        image = self._decoded(index)
+        if image is None:
+            return {**self._example(index, np.zeros((*size, 3), np.uint8)), "bad": True}
+        return self._example(index, as_evaluated(image, size, 3, self.config.crop))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As evaluation sees it."""
+        return self.held[index] if self.held else self._evaluated(index)
+
+    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """With an inception crop; the next good image in place of a bad one."""
+        while (image := self._decoded(index)) is None:
+            index = (index + 1) % len(self.ids)
+        return self._example(index, inception_crop(image, self.config.size, rng))
