@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPO
 from vit.config import SGD, AdamW, Config, ViTConfig, differences, fields, from_json, to_json
 from vit.errors import UserError
 from vit.flags import as_flags, parse_config
@@ -215,3 +216,16 @@ def test_differences_that_matter():
 def test_every_shipped_config_is_valid():
     for path in DIGITS.parent.glob("*.py"):
         assert parse("--config", path).workdir == f"runs/{path.stem}-s0"
+
+
+def test_a_flag_takes_its_name_out_of_what_is_chosen():
+    finetune = REPO / "configs" / "finetune.py"
+    auto = parse_config([], finetune).auto
+    given = parse_config(["--optim.lr", "1e-4", "--steps=9", "--data.size", "32"], finetune).auto
+    assert set(auto) - set(given) == {"optim.lr", "steps", "data.size"}
+    weights = parse_config(["--weights", "w", "--model.width=64", "--data.mean", "0.5", "0.5", "0.5"], finetune).auto
+    assert "model.width" not in weights
+    assert "data.mean" not in weights
+    assert {"model.depth", "model.patch", "data.std"} <= set(weights)
+    assert not {"model.drop_path", "model.dtype"} & (set(weights) - set(auto))
+    assert parse_config(["--auto"], finetune).auto == ()

@@ -80,7 +80,7 @@ def bad_at(folder, *names):
 def test_a_bad_image_ends_the_run(folder):
     bad_at(folder, "train/cat/007.jpg")
     source = open_source(config(folder), "train")
-    with pytest.raises(UserError, match=r"this image can't be used: JPEG: [\s\S]*train/cat/007.jpg"):
+    with pytest.raises(UserError, match=r"this image can't be used: its JPEG pixels are [\s\S]*train/cat/007.jpg"):
         source[7]
     with pytest.raises(UserError, match="this image can't be used"):
         list(islice(Batches(source, 0, 20, stream=True).starting_at(0), 6))
@@ -96,7 +96,7 @@ def test_the_next_good_image_stands_in_for_a_bad_one(folder, capsys):
             np.testing.assert_array_equal(drawn[name], first[name])
     err = capsys.readouterr().err
     assert err.count("skipped ") == 2
-    assert "train/dog/058.jpg: JPEG: Premature end of JPEG file (1 of 202 images so far)" in err
+    assert "058.jpg: its JPEG pixels are cut off or damaged (Premature end of JPEG file) (1 of 202 images so far)" in err
     assert said(source)[-1] == "2 bad images are skipped"
     whole = [b["id"] for b in islice(Batches(source, 0, 20, stream=True).starting_at(0), 12)]
     del source

@@ -1,5 +1,6 @@
 """Rotary positions are relative, PyTorch's cubic interpolation is PyTorch's."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ def test_attention_after_a_rotation_depends_on_the_distance_alone(kind, step):
     q, k = rng.standard_normal((2, 16)).astype(np.float32)
     rotate = positions.rotation(kind, (6, 6), 2, 16)
     every = np.broadcast_to(q, (38, 16)), np.broadcast_to(k, (38, 16))
-    q2, k2 = (np.asarray(rotate(z)) for z in every)
+    q2, k2 = (np.asarray(rotate(jnp.asarray(z))) for z in every)
     np.testing.assert_array_equal(q2[:2], every[0][:2])  # tokens without a place
     scores = (q2[2:] @ k2[2:].T).reshape(6, 6, 6, 6)
     for dy, dx in ((0, 0), (1, 0), (0, 2), (3, 1)):

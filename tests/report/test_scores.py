@@ -38,7 +38,7 @@ def assert_drawn(path):
 def drawn(monkeypatch):
     """The figures themselves, as they are saved."""
     kept = []
-    for module in (scores, pictures):
+    for module in (scores, pictures, counts):
         monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
     return kept
 

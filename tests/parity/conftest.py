@@ -1,0 +1,3 @@
+"""Before any test's file imports timm or transformers."""
+
+from tests.parity import torchlike  # noqa: F401
