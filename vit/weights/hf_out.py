@@ -123,9 +123,9 @@ def _dinov2(w: Pretrained) -> tuple[Pretrained, dict[str, Any], Table, list[str]
     gated = config.activation == "swiglu"
     kind = "dinov2_with_registers" if config.registers else "dinov2"
     name = "Dinov2WithRegisters" if config.registers else "Dinov2"
-    # The gated MLP's width is 2/3 of the ratio's, rounded up to a multiple of 8.
-    ratio = (config.mlp * 3 / 2 if gated else config.mlp) / config.width
-    hidden = int(config.width * ratio)
+    # The ratio is whole there; the gated MLP's width is 2/3 of the ratio's, rounded up to a multiple of 8.
+    ratio = round((config.mlp * 3 / 2 if gated else config.mlp) / config.width)
+    hidden = config.width * ratio
     if ((int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden) != config.mlp:
         raise UserError(f"transformers' DINOv2 has no MLP of {config.mlp}", w.source, "choose --to timm")
     told = _common(w, kind, f"{name}{'ForImageClassification' if w.classes else 'Model'}")
