@@ -520,7 +520,6 @@ CASES: dict[str, Callable[[At], Any]] = {
 
 # ---- what they say ----
 
-pytestmark = pytest.mark.xdist_group("errors")  # one process, which makes each error once
 REACHED: set[tuple[str, int]] = set()  # file and line at which an error was made
 
 
