@@ -16,7 +16,7 @@ def get_config() -> Config:
     """Everything that can be chosen is, at a batch of 64."""
     return Config(
         batch_size=64,
-        data=FolderData(dir="images", size=64),
+        data=FolderData(size=64),
         augment=AugmentConfig(flip=True),
         model=ViTConfig(patch=8, width=128, depth=6, heads=4, mlp=256, stem="conv", pool="mean"),
         optim=AdamW(weight_decay=0.05),

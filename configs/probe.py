@@ -15,7 +15,7 @@ def get_config() -> Config:
     """The head alone, by AdamW without weight decay."""
     return Config(
         batch_size=64,
-        data=FolderData(dir="images", size=64),
+        data=FolderData(size=64),
         augment=AugmentConfig(flip=True),
         optim=AdamW(weight_decay=0.0),
         freeze=HEAD_ALONE,

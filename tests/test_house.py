@@ -121,6 +121,7 @@ OURS = [
     *FILES,
     REPO / "train.py",
     REPO / "eval.py",
+    *sorted((REPO / "benchmarks").glob("*.py")),
     *sorted((REPO / "configs").glob("*.py")),
     *sorted((REPO / "docs").glob("*.py")),
 ]

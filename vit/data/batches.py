@@ -7,14 +7,16 @@ False on padding. In a run of several processes each makes its own part, and the
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vit.data.sources import Source
 
 Batch = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @functools.lru_cache(maxsize=4)  # Grain's threads read on both sides of an epoch's end
@@ -92,18 +94,18 @@ def once(source: Source, batch_size: int, part: tuple[int, int] = (0, 1), stream
     starts = range(part[0] * size, len(source) + part[0] * size, batch_size)
     places = (start + row for start in starts for row in range(size))
     clipped = (i if i < len(source) else 0 for i in places)
-    examples = _ahead(source.__getitem__, clipped, 2 * size) if stream else map(source.__getitem__, clipped)
+    examples = read_ahead(source.__getitem__, clipped, 2 * size) if stream else map(source.__getitem__, clipped)
     for start in starts:
         batch = _stack([next(examples) for _ in range(size)])
         yield {**batch, "mask": batch["mask"] & (start + np.arange(size) < len(source))}
 
 
-def _ahead(read: Callable[[int], dict[str, np.ndarray]], places: Iterator[int], most: int) -> Iterator[dict[str, np.ndarray]]:
-    """What `read` gives for each place, in order, by threads that are at most `most` ahead."""
+def read_ahead(read: Callable[[Any], T], items: Iterable[Any], most: int) -> Iterator[T]:
+    """What `read` gives for each item, in order, by threads that are at most `most` ahead."""
     pool, pending = ThreadPoolExecutor(), deque()
     try:
-        for place in places:
-            pending.append(pool.submit(read, place))
+        for item in items:
+            pending.append(pool.submit(read, item))
             if len(pending) > most:
                 yield pending.popleft().result()
         while pending:

@@ -7,9 +7,7 @@ Images go through the decoder, the view and the normalisation that `eval.py` sen
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vit.data.augment import make_prepare
+from vit.data.batches import read_ahead
 from vit.data.crop import as_evaluated, evaluated_share
 from vit.data.decode import BadImage
 from vit.deploy.images import listed, pixels
@@ -155,31 +154,17 @@ class Predictor:
         """What the model is shown of an image. Raises `BadImage`, and `UserError` for what isn't an image."""
         return as_evaluated(pixels(image), self.image_size, self.channels, self._share)
 
-    def _view(self, image: Any) -> UInt8[np.ndarray, "H W C"] | BadImage:
+    def _viewed(self, image: Any) -> tuple[Any, UInt8[np.ndarray, "H W C"] | BadImage]:
+        """An image with its view, or with what is wrong with it."""
         try:
-            return self.view(image)
+            return image, self.view(image)
         except BadImage as bad:
-            return bad
-
-    def _viewed(self, images: Iterable[Any], ahead: int) -> Generator[tuple[Any, UInt8[np.ndarray, "H W C"] | BadImage]]:
-        """Each image with its view, read by threads, `ahead` of what is asked for."""
-        pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1), "read")
-        reading: deque[tuple[Any, Future]] = deque()
-        try:
-            for image in images:
-                reading.append((image, pool.submit(self._view, image)))
-                if len(reading) > ahead:
-                    first, view = reading.popleft()
-                    yield first, view.result()
-            for first, view in reading:
-                yield first, view.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return image, bad
 
     def _groups(self, images: Iterable[Any], most: int) -> Generator[list[tuple[Any, Any]]]:
         """Lists of images with their views, `most` good ones in each but the last; bad ones stay in their places."""
         group, good = [], 0
-        for image, view in self._viewed(images, most + 8):
+        for image, view in read_ahead(self._viewed, images, most + 8):
             group.append((image, view))
             good += not isinstance(view, BadImage)
             if good == most or len(group) == 4 * most:  # a folder of bad ones must be told of, too
