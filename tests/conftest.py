@@ -43,6 +43,11 @@ def program_environment() -> dict[str, str]:
     return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
+def quickly_compiled() -> dict[str, str]:
+    """The same, for models so large that compiling them takes most of a test's time."""
+    return {**program_environment(), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
 def start(program: str, *args: object, **options) -> subprocess.Popen:
     """Start train.py or eval.py as a user does, with warnings as errors."""
     command = [sys.executable, "-W", "error", str(REPO / program), *map(str, args)]

@@ -48,7 +48,7 @@ from vit.data.batches import once
 from vit.data.sources import Digits, Tfds, describe, open_source
 from vit.errors import UserError
 from vit.flags import parse_config
-from vit.training import storage
+from vit.training import probe, storage
 from vit.training.checkpoint import Checkpoints, Found
 from vit.training.defaults import resolve
 from vit.training.evaluate import Trained, evaluate_split, open_run
@@ -243,6 +243,13 @@ def other_data(**differing: Any) -> Callable[[At], Any]:
     model = Trained(Config(), None, {}, {"data": data}, 3, Path("runs/digits-s0"), [])
     stop: Any = None
     return lambda at: evaluate_split(model, "val", stop)
+
+
+def blind(at: At) -> None:
+    """A probe of a model whose features are NaN."""
+    at.patch.setattr(probe, "over", lambda *_: iter([{"outputs": np.full((2, 3), np.nan), "label": np.zeros(2, int)}]))
+    stop: Any = None
+    probe.probe(Trained(Config(), None, {}, {}, 3, Path("runs/digits-s0"), []), "knn", "val", [], stop)
 
 
 def diverging(at: At) -> None:
@@ -462,6 +469,11 @@ CASES: dict[str, Callable[[At], Any]] = {
     "training that diverges": diverging,
     # evaluating
     "evaluation of nothing": lambda at: evaluation(at),
+    "few shots without a probe": lambda at: evaluation(at, workdir="runs/digits-s0", few_shot="1,5"),
+    "weights without a probe": lambda at: evaluation(at, weights="weights.safetensors"),
+    "weights without images": lambda at: evaluation(at, weights="weights.safetensors", probe="knn"),
+    "few shots of none": lambda at: evaluation(at, workdir="runs/digits-s0", probe="knn", few_shot="0,5"),
+    "features that aren't finite": blind,
     "evaluation of a folder without a run": lambda at: evaluation(at, workdir=str(at.folder)),
     "checkpoint that isn't there": lambda at: open_run(saved(at, 1, 2), "5"),
     "checkpoint that is damaged": lambda at: damaged(at, 1, 2, then="1"),

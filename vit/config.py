@@ -48,7 +48,11 @@ class TfdsData:
     test: str = "test"
     """Images to report on."""
     size: Natural = 0
-    """Side of square crops made while reading, random in training (arXiv 1409.4842), central else; 0: none."""
+    """Side of square crops made while reading, random in training, central else; 0: none."""
+    random_crop: Literal["inception", "shift"] = "inception"
+    """In training: of any size and shape (arXiv 1409.4842), or of the central crop's size at any place."""
+    crop: Annotated[float, Range(0, 1, open="low")] = 0.875
+    """Side of the central crop, as a share of the shorter side."""
     mean: tuple[float, ...] = (0.5,)
     """Per-channel mean of pixels in [0, 1], subtracted before the model."""
     std: tuple[Positive, ...] = (0.5,)

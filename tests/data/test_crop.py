@@ -1,11 +1,13 @@
 """Crops while reading, against Pillow and the definition of their distribution."""
 
+import random
+
 import numpy as np
 import pytest
 import scipy.stats
 from PIL import Image
 
-from vit.data.crop import as_evaluated, inception_crop
+from vit.data.crop import as_evaluated, inception_crop, shifted_crop
 
 
 def picture(h, w, c=3):
@@ -19,16 +21,28 @@ def test_crops_are_squares_of_the_size_asked_for(shape, channels):
     image = picture(*shape, channels)
     before = image.copy()
     for seed in range(20):
-        assert inception_crop(image, 24, np.random.default_rng(seed)).shape == (24, 24, channels)
+        assert inception_crop(image, 24, random.Random(seed)).shape == (24, 24, channels)
     assert as_evaluated(image, (24, 24), channels).shape == (24, 24, channels)
     np.testing.assert_array_equal(image, before)
+
+
+def test_a_shifted_crop_is_evaluations_from_any_place():
+    image, halves = picture(60, 90), random.Random(0)
+    halves.random = lambda: 0.5
+    np.testing.assert_array_equal(shifted_crop(image, 32, 0.8, halves), as_evaluated(image, (32, 32), 3, 0.8))
+    # Red grows with x and green with y.
+    crops = [shifted_crop(picture(256, 256), 64, 0.75, random.Random(seed)).astype(float) for seed in range(300)]
+    spans = [crop[32, -1, 0] - crop[32, 0, 0] for crop in crops]
+    np.testing.assert_allclose(spans, 0.75 * 255 * 63 / 64, atol=2)
+    for starts in ([crop[32, 0, 0] for crop in crops], [crop[0, 32, 1] for crop in crops]):
+        assert scipy.stats.kstest(starts, scipy.stats.uniform(0, 0.25 * 255).cdf).pvalue > 1e-3
 
 
 def test_parts_have_the_areas_and_shapes_of_the_paper():
     # Red grows with x and green with y: their spans tell the part's sides.
     image, areas, ratios = picture(256, 256), [], []
     for seed in range(500):
-        crop = inception_crop(image, 64, np.random.default_rng(seed)).astype(float)
+        crop = inception_crop(image, 64, random.Random(seed)).astype(float)
         w, h = (crop[32, -1, 0] - crop[32, 0, 0]) * 64 / 63, (crop[-1, 32, 1] - crop[0, 32, 1]) * 64 / 63
         areas.append(w * h / 256**2)
         ratios.append(w / h)

@@ -1,6 +1,7 @@
 import gzip
 import http.server
 import io
+import random
 import tarfile
 import threading
 from dataclasses import replace
@@ -87,7 +88,7 @@ def test_the_source_knows_places_classes_and_sizes(tmp_path):
     streamed = Tfds(replace(config, stream=True), "val")
     np.testing.assert_array_equal(streamed[4]["image"], val[4]["image"])
     cropped = Tfds(replace(config, stream=True, size=16), "val")
-    assert cropped[0]["image"].shape == cropped.drawn(0, np.random.default_rng(0))["image"].shape == (16, 16, 3)
+    assert cropped[0]["image"].shape == cropped.drawn(0, random.Random(0))["image"].shape == (16, 16, 3)
     with pytest.raises(UserError, match="no split 'validation'"):
         Tfds(replace(config, val="validation"), "val")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPO, run
+from tests.conftest import REPO, quickly_compiled, run
 from tests.data.test_prepare import contents, pack
+from tests.deploy.tiny import tiny_run
 from tests.test_configs import CIFAR
 from vit.data import prepare as module
 from vit.data.prepare import CIFARS, prepare
@@ -71,17 +72,30 @@ def test_first_steps_on_cifar(name, cifar, tmp_path):
     depth = [] if name == "cifar10_cpu.py" else ["--model.depth", 2]
     run(
         "train.py", "--config", REPO / "configs" / name, *depth, "--data.dir", cifar, "--steps", steps, "--batch-size", 8,
-        "--data.train", "train[:80]", "--data.val", "train[80:]", "--workdir", tmp_path / "run", timeout=400,
+        "--data.train", "train[:80]", "--data.val", "train[80:]", "--workdir", tmp_path / "run",
+        timeout=400, env=quickly_compiled(),
     )  # fmt: skip
     figures = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert figures["examples"] == 20
     assert math.isfinite(figures["loss"])
 
 
+@pytest.mark.parametrize("name", ["finetune_cifar10.py", "transfer_cifar10.py"])
+def test_first_steps_of_fine_tuning(name, cifar, tmp_path):
+    """From other weights than the recipe's, which are on the hub."""
+    out, _ = run(
+        "train.py", "--config", REPO / "configs" / name, "--weights", tiny_run(tmp_path / "weights"), "--data.dir", cifar,
+        "--data.size", 16, "--steps", 3, "--batch-size", 16, "--schedule.warmup", 1, "--workdir", tmp_path / "run",
+    )  # fmt: skip
+    assert "98 images to train on, 2 to validate" in out
+    assert "the head begins anew" in out
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["examples"] == 20
+
+
 def test_two_steps_of_imagenet(imagenet, tmp_path):
     out, _ = run(
         "train.py", "--config", REPO / "configs" / "imagenet.py", "--data.dir", imagenet, "--model.depth", 2,
-        "--steps", 2, "--batch-size", 4, "--workdir", tmp_path / "run", timeout=400,
+        "--steps", 2, "--batch-size", 4, "--workdir", tmp_path / "run", timeout=400, env=quickly_compiled(),
     )  # fmt: skip
     assert "198 images to train on, 2 to validate" in out
     assert json.loads((tmp_path / "run" / "eval.json").read_text())["examples"] == 5

@@ -26,9 +26,10 @@ def with_mounts(script, folder):
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_full_disk(tmp_path):
-    script = """
-        mount -t tmpfs -o size=700k none "$1" || exit 9
+@pytest.mark.parametrize("room", [800, 950])
+def test_a_full_disk(tmp_path, room):
+    script = f"""
+        mount -t tmpfs -o size={room}k none "$1" || exit 9
         "$2" -W error $TRAIN >/dev/null; echo "exit $?"
         "$2" -m vit info "$1/run"
         mount -o remount,size=50m "$1"

@@ -59,10 +59,9 @@ AT_THE_END = [("vit.training.evaluate.evaluate_split", 1), ("vit.report.results.
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nobody disturbs, and the seconds that it takes with all compilations cached."""
-    for name in ("cold", "warm"):
-        workdir, begin = tmp_path_factory.mktemp(name) / "run", time.monotonic()
-        run("train.py", *COMMAND, f"--workdir={workdir}")
+    """The run that nobody disturbs, and the seconds that it takes."""
+    workdir, begin = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    run("train.py", *COMMAND, f"--workdir={workdir}")
     return workdir, time.monotonic() - begin
 
 

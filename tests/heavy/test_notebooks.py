@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import REPO, program_environment
+from tests.conftest import REPO, quickly_compiled
 from tests.data.test_prepare import contents, pack
 from vit.data import prepare as prepare_module
 
@@ -17,7 +17,7 @@ def execute(name, folder, patch, **environment):
     for variable in ("JAX_PLATFORMS", "XLA_FLAGS"):
         patch.delenv(variable, raising=False)
     settings = {"VIT_SMALL": "1", "VIT_REPOSITORY": str(REPO), "VIT_HOME": str(folder / "home"), "PYTHONPATH": str(REPO)}
-    for variable, value in {**program_environment(), **settings, **environment}.items():
+    for variable, value in {**quickly_compiled(), **settings, **environment}.items():
         patch.setenv(variable, value)
     notebook = nbformat.read(REPO / "notebooks" / name, as_version=4)
     NotebookClient(notebook, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()

@@ -16,11 +16,10 @@ def test_transfer(trained, tmp_path):
             pixels = np.clip(rng.normal(shade, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     command = ["--weights", trained, "--data.dir", tmp_path / "images", "--size", 8, "--steps", 4, "--batch-size", 16]
-    out, _ = run("benchmarks/transfer.py", *command, "--seeds", 0, 1, "--out", tmp_path / "runs", timeout=600)
+    out, _ = run("benchmarks/transfer.py", *command, "--seeds", 1, "--out", tmp_path / "runs", timeout=600)
     result = json.loads(out)
     for start in ("pretrained", "scratch"):
-        assert len(result[start]["top1"]) == 2
-        assert result[start]["mean"] == sum(result[start]["top1"]) / 2
+        assert result[start]["top1"] == [result[start]["mean"]]
         config = json.loads((tmp_path / "runs" / f"{start}-s1" / "config.json").read_text())
         assert (config["model"]["width"], config["model"]["patch"], config["steps"], config["seed"]) == (16, 2, 4, 1)
-    assert json.loads((tmp_path / "runs" / "scratch-s0" / "config.json").read_text())["weights"] == ""
+    assert json.loads((tmp_path / "runs" / "scratch-s1" / "config.json").read_text())["weights"] == ""

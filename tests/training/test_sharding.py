@@ -132,7 +132,7 @@ class Poisoned:
 
     def __init__(self, task, ids, where):
         self.task, self.ids, self.where = task, jnp.asarray(sorted(ids)), where
-        self.build, self.headline, self.class_names = task.build, task.headline, task.class_names
+        self.build, self.graph, self.headline, self.class_names = task.build, task.graph, task.headline, task.class_names
 
     def loss(self, model, batch, keys):
         bad = jnp.isin(batch["id"], self.ids)

@@ -6,6 +6,7 @@ False on padding. In a run of several processes each makes its own part, and the
 
 import functools
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,7 @@ class Batches:
             at = (index + batch) * self.batch_size + self.part[0] * size + row + np.arange(some)
             places = order(at, len(self.source), self.seed)
             drawn = zip(places, at, strict=True)
-            return _stack([self.source.drawn(int(place), np.random.default_rng((self.seed, int(a)))) for place, a in drawn])
+            return _stack([self.source.drawn(int(place), random.Random(self.seed << 64 | int(a))) for place, a in drawn])
 
         threads = min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 2 * size // some))

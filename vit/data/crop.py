@@ -2,6 +2,7 @@
 
 import functools
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from vit.config import DigitsData, FolderData, TfdsData
 
 
-def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "S S C"]:
+def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: random.Random) -> UInt8[np.ndarray, "S S C"]:
     """A random part of 5 to 100 % of the area, 3:4 to 4:3, resized to a square (arXiv 1409.4842), as timm and torchvision do.
 
     Where ten tries give no part that fits, the central one of the nearest shape.
@@ -22,11 +23,18 @@ def inception_crop(image: UInt8[np.ndarray, "H W C"], size: int, rng: np.random.
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            x, y = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            x, y = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             return _quickly(image[y : y + h, x : x + w], size)
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     y, x = (height - h) // 2, (width - w) // 2
     return _quickly(image[y : y + h, x : x + w], size)
+
+
+def shifted_crop(image: UInt8[np.ndarray, "H W C"], size: int, share: float, rng: random.Random) -> UInt8[np.ndarray, "S S C"]:
+    """The square that evaluation takes from the middle, from anywhere: big_vision's `resize_small` and `random_crop`."""
+    height, width = image.shape[:2]
+    side = share * min(height, width)
+    return _resize(image, (rng.random() * (width - side), rng.random() * (height - side), side, side), (size, size))
 
 
 def _quickly(image: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "S S C"]:
@@ -66,9 +74,7 @@ def as_evaluated(
 
 def evaluated_share(data: DigitsData | TfdsData | FolderData) -> float:
     """Which share of an image's height and width its evaluation sees."""
-    if isinstance(data, FolderData):
-        return data.crop
-    return 0.875 if isinstance(data, TfdsData) and data.size else 1.0
+    return data.crop if isinstance(data, FolderData) or (isinstance(data, TfdsData) and data.size) else 1.0
 
 
 def _resize(

@@ -6,6 +6,7 @@ libjpeg-turbo, strictly: what it would only warn of refuses the image. The rest 
 
 import errno
 import io
+import os
 import stat
 import struct
 import zlib
@@ -92,11 +93,20 @@ def upright(image: UInt8[np.ndarray, "H W C"], orientation: int) -> UInt8[np.nda
 def contents(path: Path) -> bytes:
     """A file's bytes. Raises `BadImage` if it isn't there, isn't a file, or has more than an image could."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would never end
-            raise BadImage("it is not a file")
-        if status.st_size <= MOST_BYTES:  # read(MOST_BYTES) would take that much memory for a moment
-            return path.read_bytes()
+        # Half the time of path.read_bytes(), of which a small image notices. Opening a pipe doesn't wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                raise BadImage("it is not a file")
+            if status.st_size <= MOST_BYTES:
+                left, parts = status.st_size, []
+                while left and (part := os.read(descriptor, left)):
+                    left -= len(part)
+                    parts.append(part)
+                return b"".join(parts)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in OF_THE_FILE:
             raise  # the disk or the network failed, not this file

@@ -1,5 +1,6 @@
 """A split of a data set of image files, as a source of square images; and what happens to bad ones."""
 
+import random
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,7 @@ class Images:
         """As evaluation sees it."""
         return self.held[index] if self.held else self._evaluated(index)
 
-    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def drawn(self, index: int, rng: random.Random) -> dict[str, Any]:
         """With an inception crop; the next good image in place of a bad one."""
         while (image := self._decoded(index)) is None:
             index = (index + 1) % len(self.ids)

@@ -3,6 +3,7 @@
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
 
+import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vit.config import DigitsData, FolderData, TfdsData
-from vit.data.crop import as_evaluated, inception_crop
+from vit.data.crop import as_evaluated, inception_crop, shifted_crop
 from vit.data.folder import SPLITS
 from vit.data.images import Images
 from vit.errors import UserError
@@ -29,7 +30,7 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def drawn(self, index: int, rng: random.Random) -> dict[str, Any]:
         """The example as a training step streams it: at random, where the set crops while reading."""
         ...
 
@@ -61,7 +62,7 @@ class Digits:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "label": self.labels[index], "id": self.ids[index]}
 
-    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def drawn(self, index: int, rng: random.Random) -> dict[str, Any]:
         """As it is."""
         return self[index]
 
@@ -124,15 +125,18 @@ class Tfds:
         example = self.held[index] if self.held else self._read(index)
         if not self.config.size:
             return example
-        size = self.config.size, self.config.size
-        return {**example, "image": as_evaluated(example["image"], size, example["image"].shape[2])}
+        size, image = (self.config.size, self.config.size), example["image"]
+        return {**example, "image": as_evaluated(image, size, image.shape[2], self.config.crop)}
 
-    def drawn(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """With an inception crop where the configuration asks for crops."""
-        if not self.config.size:
+    def drawn(self, index: int, rng: random.Random) -> dict[str, Any]:
+        """With a random crop where the configuration asks for crops."""
+        config = self.config
+        if not config.size:
             return self[index]
         example = self._read(index)
-        return {**example, "image": inception_crop(example["image"], self.config.size, rng)}
+        if config.random_crop == "shift":
+            return {**example, "image": shifted_crop(example["image"], config.size, config.crop, rng)}
+        return {**example, "image": inception_crop(example["image"], config.size, rng)}
 
 
 def splits(config: DigitsData | TfdsData | FolderData) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, UInt8
 
 from vit.data.augment import make_prepare
@@ -201,11 +200,10 @@ class Predictor:
         from vit.report.attention import heads, pooled, rollout  # here: it imports matplotlib
 
         task = self.trained.task
-        graph, pool = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))), task.model.pool
 
         def look(params: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Where]:
-            logits, out = merge(graph, params)(self._prepare(batch, None)["image"], attention=True)
-            return logits, Where(pooled(pool, rollout(out["attention"]), out), heads(pool, out, block))
+            logits, out = merge(task.graph, params)(self._prepare(batch, None)["image"], attention=True)
+            return logits, Where(pooled(task.model.pool, rollout(out["attention"]), out), heads(task.model.pool, out, block))
 
         return jax.jit(look)
 

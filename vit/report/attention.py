@@ -6,13 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
-from matplotlib.axes import Axes
 
 from vit.models.vit import merge
-from vit.report.draw import BLUE, INK, ORANGE, caption, grid, heading, save, show, text
+from vit.report.draw import BLUE, INK, ORANGE, caption, grid, heading, heat, save, show, text
 from vit.training.sharding import distribute, replicated
 
 Seen = dict[str, np.ndarray]  # image, label, guess, rollout and last, each of some images
@@ -70,10 +68,9 @@ def watch(task: Any, prepare: Any, source: Any, mesh: Mesh, count: int = 8) -> C
     batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label", "id")}
     everywhere = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), batch)
     placed = distribute(batch, everywhere)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
 
     def forward(params: dict[str, Any], batch: dict[str, Any]) -> tuple[Array, Array, Array]:
-        logits, out = merge(graph, params)(prepare(batch, None)["image"], attention=True)
+        logits, out = merge(task.graph, params)(prepare(batch, None)["image"], attention=True)
         return logits.argmax(axis=1), *maps(task.model.pool, out)
 
     compiled = jax.jit(forward, out_shardings=replicated(mesh))
@@ -88,18 +85,18 @@ def watch(task: Any, prepare: Any, source: Any, mesh: Mesh, count: int = 8) -> C
 def picture(path: Any, seen: Seen, class_names: Sequence[str]) -> None:
     """Of each image: itself with its true and predicted class, the rollout over it, the last block's attention."""
     images, truth, predicted, everything, last = (seen[name] for name in ("image", "label", "guess", "rollout", "last"))
-    figure, axes = grid(3 * len(images), 6 if len(images) > 1 else 3, 1.35, 2, 0.7)
+    figure, places = grid(3 * len(images), 6 if len(images) > 1 else 3, 1.35, 2, 0.7)
     h, w = everything.shape[1:]
     for i, image in enumerate(images):
-        whole, over, alone = axes[3 * i : 3 * i + 3]
+        whole, over, alone = places[3 * i : 3 * i + 3]
         right = truth[i] == predicted[i]
         names = text(class_names[truth[i]], 18), text(class_names[predicted[i]], 16)
         show(whole, image)
         caption(whole, f"{names[0]}\n→ {names[1]}", BLUE if right else ORANGE)
         show(over, image if image.shape[-1] == 1 else image.mean(axis=-1, keepdims=True))
-        _heat(over, everything[i], image, 0.6)
+        heat(over, everything[i], image, 0.6)
         caption(over, "rollout")
-        _heat(alone, last[i], image, 1.0)
+        heat(alone, last[i], image, 1.0)
         caption(alone, "last block")
     words = f"Attention for the pooled vector, {h}×{w} patches, each map from its least (dark) to its most (bright): "
     heading(figure, words + "rollout through all blocks over the image, and the last block's mean over heads")
@@ -118,26 +115,15 @@ def looks(
     count = 2 + len(each)
     # Whole rows, of up to seven.
     columns = min((-(-count // rows) for rows in range(1, count + 1) if -(-count // rows) <= 7), default=7, key=lambda n: -n)
-    figure, axes = grid(count, columns, 1.9, 2, 0.4)
-    show(axes[0], view)
-    caption(axes[0], f"{text(best[0], 22)}\n{best[1]:.1%}", INK)
+    figure, places = grid(count, columns, 1.9, 2, 0.4)
+    show(places[0], view)
+    caption(places[0], f"{text(best[0], 22)}\n{best[1]:.1%}", INK)
     titles = ["rollout", *(f"block {block}, head {i}" for i in range(len(each)))]
-    for ax, values, title in zip(axes[1:], [everything, *each], titles, strict=True):
-        show(ax, view if view.shape[-1] == 1 else view.mean(axis=-1, keepdims=True))
-        _heat(ax, values, view, 0.6)
-        caption(ax, title)
+    for place, values, title in zip(places[1:], [everything, *each], titles, strict=True):
+        show(place, view if view.shape[-1] == 1 else view.mean(axis=-1, keepdims=True))
+        heat(place, values, view, 0.6)
+        caption(place, title)
     h, w = everything.shape
     words = f"Where it looks for “{best[0]}”, {h}×{w} patches, each map from its least (dark) to its most (bright)"
     heading(figure, words)
     save(figure, path)
-
-
-def _heat(ax: Axes, values: Float[np.ndarray, "h w"], image: np.ndarray, alpha: float) -> None:
-    """The map stretched over the image; smoothly if the image is large."""
-    H, W = image.shape[:2]
-    spread = np.ptp(values)
-    scaled = (values - values.min()) / (spread if spread > 0 else 1)
-    smooth = "bilinear" if max(H, W) >= 64 else "nearest"
-    ax.imshow(scaled, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation=smooth, extent=(-0.5, W - 0.5, H - 0.5, -0.5))
-    ax.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
-    ax.axis("off")

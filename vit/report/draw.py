@@ -4,10 +4,11 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,15 +37,38 @@ def heading(figure: Figure, words: str, inches: float = 0) -> None:
     figure.suptitle("\n".join(text(line) for line in textwrap.wrap(words, width)), fontsize=10.5, color=INK)
 
 
-def show(ax: Axes, image: np.ndarray, smooth: bool | None = None) -> None:
-    """An image (H, W, C) of uint8 with 1, 3 or any other number of channels, without axes; small ones keep their pixels."""
+class Place(NamedTuple):
+    """A square for an image: where in an axes as large as its figure, in inches."""
+
+    ax: Axes
+    left: float
+    bottom: float
+    side: float
+
+
+def show(where: Place, image: np.ndarray) -> None:
+    """An image (H, W, C) of uint8 with 1, 3 or any other number of channels, in the middle of its place, as large as fits."""
     colours = image if image.shape[-1] == 3 else image.mean(axis=-1)
-    smooth = max(image.shape[:2]) >= 64 if smooth is None else smooth
-    ax.imshow(colours, cmap="gray", vmin=0, vmax=255, interpolation="antialiased" if smooth else "nearest")
-    ax.axis("off")
+    _draw(where, colours, image.shape, "antialiased", cmap="gray", vmin=0, vmax=255)
 
 
-def grid(count: int, columns: int, width: float, lines: int, extra: float = 0.0) -> tuple[Figure, Sequence[Axes]]:
+def heat(where: Place, values: Float[np.ndarray, "h w"], image: np.ndarray, alpha: float) -> None:
+    """A map from its least (dark) to its most (bright), stretched over an image's place; smoothly if the image is large."""
+    spread = np.ptp(values)
+    scaled = (values - values.min()) / (spread if spread > 0 else 1)
+    _draw(where, scaled, image.shape, "bilinear", cmap="inferno", vmin=0, vmax=1, alpha=alpha)
+
+
+def _draw(where: Place, values: np.ndarray, shape: Sequence[int], smoothly: str, **look: Any) -> None:
+    """Values stretched over the part of a place that an image of a shape takes."""
+    height, width = shape[:2]
+    interpolation = smoothly if max(height, width) >= 64 else "nearest"  # small ones keep their pixels
+    w, h = where.side * min(1, width / height), where.side * min(1, height / width)
+    x, y = where.left + (where.side - w) / 2, where.bottom + (where.side - h) / 2
+    where.ax.imshow(values, extent=(x, x + w, y, y + h), aspect="auto", interpolation=interpolation, **look)
+
+
+def grid(count: int, columns: int, width: float, lines: int, extra: float = 0.0) -> tuple[Figure, Sequence[Place]]:
     """A figure with `count` square places for images in rows of at most `columns`.
 
     Args:
@@ -54,20 +78,18 @@ def grid(count: int, columns: int, width: float, lines: int, extra: float = 0.0)
     """
     columns = min(columns, count)
     rows, height = -(-count // columns), width + 0.02 + 0.14 * lines
-    whole = columns * width, rows * height + extra
-    figure, axes = Figure(whole), []
-    # Placed by hand: matplotlib's layout measures every text several times, for seconds.
-    for i in range(count):
-        row, column = divmod(i, columns)
-        left, bottom, side = (column + 0.03) * width, (rows - 1 - row) * height + 0.03 * width, 0.94 * width
-        axes.append(figure.add_axes((left / whole[0], bottom / whole[1], side / whole[0], side / whole[1])))
-        axes[-1].axis("off")
-    return figure, axes
+    figure = Figure(whole := (columns * width, rows * height + extra))
+    # One for all of them: matplotlib would spend seconds on one each.
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(0, whole[0]), ylim=(0, whole[1]), autoscale_on=False)
+    ax.axis("off")
+    corners = [((i % columns + 0.03) * width, (rows - 1 - i // columns) * height + 0.03 * width) for i in range(count)]
+    return figure, [Place(ax, *corner, 0.94 * width) for corner in corners]
 
 
-def caption(ax: Axes, words: str, colour: str = INK, size: float = 8) -> None:
-    """Lines above an image."""
-    ax.set_title(words, fontsize=size, color=colour, pad=2, y=1)
+def caption(where: Place, words: str, colour: str = INK, size: float = 8) -> None:
+    """Lines above an image's place."""
+    x, y = where.left + where.side / 2, where.bottom + where.side + 2 / 72
+    where.ax.text(x, y, words, fontsize=size, color=colour, ha="center", va="baseline")
 
 
 def png(figure: Figure) -> bytes:

@@ -27,11 +27,11 @@ def train_batch(path: Any, batches: Batches, prepare: Any, config: Config, class
         others = (text(class_names[int(label)], 13) for label in seen["partner"])
         mixed = zip(titles, others, np.asarray(seen["share"]), strict=True)
         titles = [f"{own} {share:.0%}\n{other}" for own, other, share in mixed]
-    figure, axes = grid(len(images), 8, 1.1, 2 if "partner" in seen else 1)
+    figure, places = grid(len(images), 8, 1.1, 2 if "partner" in seen else 1)
     size = 9 if "partner" not in seen and max(map(len, titles)) < 9 else 7
-    for ax, image, title in zip(axes, images, titles, strict=False):
-        show(ax, image)
-        caption(ax, title, size=size)
+    for place, image, title in zip(places, images, titles, strict=False):
+        show(place, image)
+        caption(place, title, size=size)
     save(figure, path)
 
 
@@ -45,27 +45,28 @@ def predictions(
     losses: Float[np.ndarray, "B"] | None = None,
 ) -> None:
     """Images with their true class, below it the predicted one (✓: the same) and its probability; and losses, if given."""
-    figure, axes = grid(len(images), 6, 1.45, 2 if losses is None else 3, 0.6)
+    figure, places = grid(len(images), 6, 1.45, 2 if losses is None else 3, 0.6)
     best = probabilities.argmax(axis=1)
-    for i, (ax, image) in enumerate(zip(axes, images, strict=False)):
-        show(ax, image)
+    for i, (place, image) in enumerate(zip(places, images, strict=False)):
+        show(place, image)
         own, guess, right = text(class_names[truth[i]], 17), text(class_names[best[i]], 13), best[i] == truth[i]
         sure = f"{probabilities[i, best[i]]:.0%}"
         lines = [own, f"✓ {sure}" if right else f"→ {guess} ({sure})"]
         lines += [] if losses is None else [f"loss {losses[i]:.2f}"]
-        caption(ax, "\n".join(lines), BLUE if right else ORANGE)
+        caption(place, "\n".join(lines), BLUE if right else ORANGE)
     heading(figure, title)
     save(figure, path)
 
 
-def annotated(path: Any, image: UInt8[np.ndarray, "H W C"], top: Sequence[tuple[str, float]], name: str) -> None:
+def annotated(path: Any, image: UInt8[np.ndarray, "H W 3"], top: Sequence[tuple[str, float]], name: str) -> None:
     """An image in its own shape, and beside it its likeliest classes with their probabilities."""
     H, W = image.shape[:2]
     side = min(4.0, 4.0 * W / H), min(4.0, 4.0 * H / W)  # inches, width and height
     whole = side[0] + 3.2, max(side[1], 1.7) + 0.5
     figure = Figure(whole)
     ax = figure.add_axes((0.1 / whole[0], 0.1 / whole[1], side[0] / whole[0], side[1] / whole[1]))
-    show(ax, image)
+    ax.imshow(image, interpolation="antialiased" if max(H, W) >= 64 else "nearest")
+    ax.axis("off")
     bars = figure.add_axes(((side[0] + 0.3) / whole[0], 0.1 / whole[1], 2.8 / whole[0], max(side[1], 1.7) / whole[1]))
     bars.set(xlim=(0, 1), ylim=(max(5, len(top)) - 0.5, -0.5))
     bars.axis("off")

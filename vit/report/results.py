@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -32,13 +33,29 @@ def write(run: Any, model: Trained, figures: dict[str, Any], examples: dict[str,
     title = f"{figures['dataset']} {figures['split']}, step {figures['step']:,}"
     own.evaluation(run, model.task, examples, figures, source, title)
 
+    _table(title, own.lines(figures))
+    page.report(run)
+
+
+def write_probe(run: Any, figures: dict[str, Any]) -> None:
+    """Print a probe's figures as a table, and write them into the run's folder, if there is one."""
+    if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / f"probe-{figures['probe']}.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    low, high = figures["top1_ci95"]
+    rows = [("training images", f"{figures['train_examples']:,}"), ("examples", f"{figures['examples']:,}")]
+    rows += [("top-1", f"{figures['top1']:.2%}"), ("95 % interval", f"{low:.2%} to {high:.2%}")]
+    rows += [(f"top-1, {n} a class", f"{x['mean']:.2%} ± {x['std']:.2%}") for n, x in figures["few_shot"].items()]
+    _table(f"{figures['probe']} probe, {figures['dataset']} {figures['split']}, step {figures['step']:,}", rows)
+
+
+def _table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     table = Table(title=Text(title), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for name, value in own.lines(figures):
+    for name, value in rows:
         table.add_row(Text(name), value)
     Console(highlight=False).print(table)
-    page.report(run)
 
 
 def training(run: Any, task: Any, source: Any, seen: dict[str, Any], evaluated: bool) -> None:

@@ -4,6 +4,7 @@ A task builds the model, gives the training loss of each example, and turns outp
 counts, so they add up over batches and hosts; `summary` divides at the end.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -40,6 +41,11 @@ class Classification:
     def build(self, rngs: nnx.Rngs) -> ViT:
         """A freshly initialised model."""
         return ViT(self.model, **self.shape, rngs=rngs)
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef[ViT]:
+        """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
+        return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
 
     def flops(self) -> int:
         """Operations of one image's forward pass."""

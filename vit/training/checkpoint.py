@@ -15,6 +15,7 @@ In a run of several processes the primary alone writes and reads, and the others
 import contextlib
 import errno
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ from vit.training import lora, storage
 from vit.training.hosts import array_from_primary, from_primary, primary
 from vit.training.sharding import collect, distribute
 from vit.training.storage import MANIFEST
+
+# What stops a save is raised here and told in three lines; Orbax's threads would log it too, with their tracebacks.
+logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname)
 
 
 class Damaged(Exception):
@@ -102,8 +106,9 @@ class Checkpoints:
         with _failing_as_user_error(step, self.folder):
             temporary.mkdir(parents=self._first is None)  # a folder that vanished meanwhile is not made anew
             self._check_folder(temporary)
-            # Orbax's threads fill the console when they meet a full disk.
-            needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(temporary).free
+            # Orbax's threads fill the console when they meet a full disk. Beside the numbers it writes 1 to 2 kB an array.
+            arrays, free = jax.tree.leaves(state), shutil.disk_usage(temporary).free
+            needed = sum(x.nbytes for x in arrays) + 2**11 * len(arrays) + 2**16
             if free < needed:
                 raise OSError(errno.ENOSPC, f"No space left on device: {needed:,} bytes needed, {free:,} free")
             self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))

@@ -1,6 +1,6 @@
 """Figures of a split, every example counted once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,26 +63,31 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
 
 def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray], Source]:
     """Figures of a split as eval.json has them; per example `outputs`, `label` and `id`; and the split, in the same order."""
-    config = model.config
-    source = open_source(config.data, split)
+    source = open_source(model.config.data, split)
     described = describe(source)
     if unlike := _unlike(described, model.meta["data"]):
         here, there = unlike
         what = f"the data has {here}, the model was trained on {there}"
         raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
-    mesh = make_mesh()
+    figures, examples = _summed(model.task, over(model, source, split, make_eval_step, stop))
+    task = type(model.task).__name__.lower()
+    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
+
+
+def over(
+    model: Trained, source: Source, split: str, make_step: Callable[..., Callable[..., Any]], stop: Stop
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batch by batch of a split what a step, made of task and preparation, gives: `outputs`, `label` and `id`, no padding."""
+    config, mesh = model.config, make_mesh()
     size = -(-config.batch_size // mesh.size) * mesh.size  # the devices here may be others than in training
-    eval_step = make_eval_step(model.task, make_prepare(config.data, config.augment))
+    step = make_step(model.task, make_prepare(config.data, config.augment))
     everywhere = replicated(mesh)
     like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for path, x in model.params.items()}
     params = distribute(model.params, like)
     batches = once(source, size, (jax.process_index(), jax.process_count()), config.data.stream)
     batches = track(batches, -(-len(source) // size), f"evaluating {split}")
-
     message = "stopped before the evaluation was done; run the same command to do it again"
-    figures, examples = evaluate(model.task, eval_step, params, batches, mesh, lambda: check_stop(stop, mesh, message))
-    task = type(model.task).__name__.lower()
-    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
+    return _seen(step, params, batches, mesh, lambda: check_stop(stop, mesh, message))
 
 
 def _unlike(data: dict[str, Any], trained: dict[str, Any]) -> tuple[str, str] | None:
@@ -128,15 +133,26 @@ def evaluate(
     Padding (mask False) is dropped before anything is counted. `check` is called between batches and may raise. In a run
     of several processes each gives its part of the batches, and all get the figures and examples of the whole.
     """
-    sums: dict[str, np.ndarray] = {}
-    kept: dict[str, list[np.ndarray]] = {"outputs": [], "label": [], "id": []}
+    return _summed(task, _seen(eval_step, params, batches, mesh, check))
+
+
+def _seen(
+    step: Callable[..., Any], params: dict[str, Any], batches: Iterable[Any], mesh: Mesh, check: Callable[[], None]
+) -> Iterator[dict[str, np.ndarray]]:
     for batch in batches:
         check()
         placed = place(batch, mesh)
-        seen = collect({"outputs": eval_step(params, placed), **{name: placed[name] for name in ("label", "id", "mask")}})
+        seen = collect({"outputs": step(params, placed), **{name: placed[name] for name in ("label", "id", "mask")}})
         real = seen.pop("mask")
+        yield {name: x[real] for name, x in seen.items()}
+
+
+def _summed(task: Any, batches: Iterable[dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    sums: dict[str, np.ndarray] = {}
+    kept: dict[str, list[np.ndarray]] = {"outputs": [], "label": [], "id": []}
+    for seen in batches:
         for name, x in seen.items():
-            kept[name].append(x[real])
-        for name, x in task.metrics(seen["outputs"][real], seen["label"][real]).items():
+            kept[name].append(x)
+        for name, x in task.metrics(seen["outputs"], seen["label"]).items():
             sums[name] = sums.get(name, 0) + x
     return task.summary(sums), {name: np.concatenate(parts) for name, parts in kept.items()}

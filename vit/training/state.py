@@ -55,12 +55,11 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
     optim = optimizer(config.optim, config.clip, config.model)
 
     def mean_loss(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"], total: Array) -> Float[Array, ""]:
-        losses = task.loss(merge(graph, lora.merged({**frozen, **moving})), batch, keys)
+        losses = task.loss(merge(task.graph, lora.merged({**frozen, **moving})), batch, keys)
         return jnp.sum(losses * batch["mask"]) / total
 
     def loss_and_gradient(moving: Params, frozen: Params, batch: Batch, keys: Key[Array, "B"]) -> tuple[Array, Params]:
@@ -117,8 +116,12 @@ def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"
 
 def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
     """(params, batch) → the task's outputs of each example, without augmentation or dropout, jitted."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))))
-    return jax.jit(lambda params, batch: task.outputs(merge(graph, params), prepare(batch, None)))
+    return jax.jit(lambda params, batch: task.outputs(merge(task.graph, params), prepare(batch, None)))
+
+
+def make_feature_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
+    """(params, batch) → each example's pooled vector, what the head would classify by, jitted."""
+    return jax.jit(lambda params, batch: merge(task.graph, params)(prepare(batch, None)["image"])[1]["pooled"])
 
 
 def evaluated(state: State) -> Params:

@@ -1,6 +1,7 @@
 """How a run begins from pretrained weights: what they decide of its settings, and how they are made to fit its data."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit.config import FREE, Config, ViTConfig, fields, from_json, validate
+from vit.config import FREE, Config, FolderData, ViTConfig, fields, from_json, validate
+from vit.data.sources import describe, open_source
 from vit.errors import UserError
 from vit.limits import flag
 from vit.models.positions import resample_positions
-from vit.models.vit import patch_grid
+from vit.models.vit import patch_grid, split
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.defaults import replaced, resolve
+from vit.training.evaluate import Trained
 from vit.weights.pretrained import Pretrained
 from vit.weights.source import load
 
@@ -74,6 +77,24 @@ def prepare(
     shapes = nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
     config, chosen = resolve(config, images, sum(x.size for x in jax.tree.leaves(shapes)), bool(weights))
     return config, params, [*lines, *chosen]
+
+
+def frozen(text: str, data: FolderData, size: int = 0) -> Trained:
+    """Pretrained weights as a model of a data set's images, for its features; a head of other classes is zero.
+
+    `size` is the images' side in pixels, 0 for the weights' own.
+
+    Raises `UserError` for weights that can't be read, and for images that can't be.
+    """
+    weights = load(text)
+    data = dataclasses.replace(data, size=size or max(weights.image_size))
+    config = Config(data=data, model=weights.config, auto=("data.mean", "data.std"))
+    described = describe(open_source(data, "train"))
+    config, params, lines = prepare(config, weights, described, 0)
+    task = make_task(config.task, config.model, described)
+    shapes = jax.eval_shape(lambda: split(task.build(nnx.Rngs(0)))[1])
+    params = {**{path: np.zeros(x.shape, x.dtype) for path, x in shapes.items()}, **params}
+    return Trained(config, task, params, {"data": described}, 0, Path(weights.source), [*weights.notes, *lines])
 
 
 def fitted(weights: Pretrained, data: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
