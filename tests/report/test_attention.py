@@ -81,6 +81,10 @@ class Task:
     def build(self, rngs):
         return vit.create("Ti/4", **SMALL, image_size=8, classes=10, pool="mean")
 
+    @property
+    def graph(self):
+        return split(self.build(None))[0]
+
 
 @pytest.mark.parametrize("count", [3, 12])
 def test_it_watches_the_models_own_predictions(count):

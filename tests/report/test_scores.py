@@ -139,14 +139,21 @@ def test_predictions_of_any_images(tmp_path, drawn, shape, count, monkeypatch):
     images = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(count)]
     p, truth = softmax(rng, count, 10), rng.integers(0, 10, count)
     pictures.predictions(None, images, truth, p, ODD, "first", scores.losses(p, truth))
-    shown = [ax for ax in drawn[0].axes if ax.images]
-    assert len(shown) == count
-    for i, ax in enumerate(shown):
+    (ax,) = drawn[0].axes
+    assert len(ax.images) == len(ax.texts) == count
+    for i, (image, caption) in enumerate(zip(ax.images, ax.texts, strict=True)):
         right = p[i].argmax() == truth[i]
-        assert ax.title.get_color() == (pictures.BLUE if right else pictures.ORANGE)
-        assert f"{p[i].max():.0%}" in ax.get_title()
-        assert ax.get_title().endswith(f"loss {-np.log(p[i, truth[i]]):.2f}")
-        assert ax.images[0].get_array().shape[:2] == shape[:2]
+        assert caption.get_color() == (pictures.BLUE if right else pictures.ORANGE)
+        assert f"{p[i].max():.0%}" in caption.get_text()
+        assert caption.get_text().endswith(f"loss {-np.log(p[i, truth[i]]):.2f}")
+        # The image in its own shape, below the middle of its caption.
+        pixels = image.get_array()
+        assert pixels.shape[:2] == shape[:2]
+        np.testing.assert_array_equal(pixels, images[i] if shape[2] == 3 else images[i].mean(axis=-1))
+        left, end, bottom, top = image.get_extent()
+        np.testing.assert_allclose((end - left) / (top - bottom), shape[1] / shape[0])
+        np.testing.assert_allclose(caption.get_position()[0], (left + end) / 2)
+        assert top < caption.get_position()[1] < drawn[0].get_figheight()
     monkeypatch.undo()
     pictures.predictions(tmp_path / "p.png", images, truth, p, ODD, "first")
     assert_drawn(tmp_path / "p.png")

@@ -88,7 +88,9 @@ def test_features_are_the_pooled_vectors_of_a_model(tmp_path):
     features = np.concatenate([batch["outputs"] for batch in batches])
     assert features.shape == (360, 16)
     images = np.stack([source[i]["image"] for i in range(5)]).astype(np.float32) / 255
-    wanted = merge(model.task.graph, jax.tree.map(jnp.asarray, model.params))((images - 0.305) / 0.376)[1]["pooled"]
+    wanted = merge(model.task.graph, jax.tree.map(jnp.asarray, model.params))(jnp.asarray((images - 0.305) / 0.376))[1][
+        "pooled"
+    ]
     np.testing.assert_allclose(features[:5], wanted, atol=1e-5)
 
 
