@@ -41,11 +41,16 @@ from tests.weights import faults as weights_faults
 from tests.weights.test_start import pretrained
 from vit import cli, weights
 from vit.config import SGD, Config, DigitsData, FolderData, TfdsData, from_json, to_json
+from vit.data import check as check_module
+from vit.data import images as images_module
 from vit.data import prepare as prepare_module
 from vit.data import prepared as prepared_module
+from vit.data import sources as sources_module
 from vit.data.augment import preprocessing
 from vit.data.batches import once
+from vit.data.decode import decode
 from vit.data.sources import Digits, Tfds, describe, open_source
+from vit.deploy.images import listed
 from vit.errors import UserError
 from vit.flags import parse_config
 from vit.training import probe, storage
@@ -312,6 +317,18 @@ def contradicted(at: At) -> None:
     start.settle(config, at.folder)
 
 
+def head_of_nothing(at: At) -> None:
+    """A linear probe without weights."""
+    start.settle(parse_config([], REPO / "configs" / "probe.py"), at.folder)
+
+
+def damaged_record(at: At) -> None:
+    """A prepared set whose second image is no image."""
+    archive()(at)
+    at.patch.setattr(sources_module, "decode", lambda content: decode(content[:40]))
+    Tfds(TfdsData(dir=str(at.folder / "sets"), train="train[:70]", val="train[70:]", stream=True), "val")[1]
+
+
 TWO = {f"{split}/{name}/1.jpg": i for i, (split, name) in enumerate(itertools.product(("train", "val"), ("cat", "dog")))}
 
 
@@ -371,6 +388,15 @@ def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
         cli.run(["check", str(root), "--out", str(root / out)])
 
     return provoke
+
+
+def bad_validation(at: At) -> None:
+    """As `vit check` judges it, if so many may be skipped."""
+    at.patch.setattr(check_module, "MOST_BAD", 0.9)
+    root = folders(at.folder / "pets")
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    cli.run(["check", str(root), "--out", str(at.folder / "found"), "--data.bad-images", "skip"])
 
 
 CASES: dict[str, Callable[[At], Any]] = {
@@ -445,6 +471,7 @@ CASES: dict[str, Callable[[At], Any]] = {
     "set without labels": prepared("features.json", '"label": {', '"boxes": {'),
     "set of many sizes": prepared("features.json", r'"dimensions": \[\s*"32",\s*"32"', '"dimensions": ["-1", "-1"'),
     "set for reading in order": prepared("dataset_info.json", '"array_record"', '"tfrecord"'),
+    "set with a damaged record": damaged_record,
     "set without the split": prepared(val="validation"),
     "classes of the same name": same_names,
     "statistics of other channels": lambda at: preprocessing(DigitsData(mean=(0.1, 0.2, 0.3)), describe(Digits("val"))),
@@ -485,6 +512,7 @@ CASES: dict[str, Callable[[At], Any]] = {
     # fine-tuning
     "weights in a store without a run": no_run_in_a_store,
     "model flag against the weights": contradicted,
+    "linear probe without weights": head_of_nothing,
     "pattern that matches nothing": lambda at: trained(Config(freeze=("block/*",)), PATHS),
     "all frozen": lambda at: trained(Config(freeze=("*",)), PATHS),
     "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
@@ -499,6 +527,10 @@ CASES: dict[str, Callable[[At], Any]] = {
     "split that a folder lacks": lambda at: images(at, TWO, split="test"),
     "bad image": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val"),
     "too many bad images": lambda at: images(at, {**TWO, "val/cat/2.jpg": b"hello"}, split="val", bad_images="skip"),
+    "a split of bad images": lambda at: (
+        at.patch.setattr(images_module, "MOST_BAD", 0.9),
+        images(at, {**TWO, "val/cat/1.jpg": b"hello", "val/dog/1.jpg": b"hello"}, split="val", bad_images="skip"),
+    ),
     "several tables": lambda at: images(at, {"a.csv": "path,label\n", "b.csv": "path,label\n"}),
     "table without images": lambda at: images(at, {"a.csv": "path,label\n"}),
     "table without a column": lambda at: images(at, {"a.csv": "path,kind\n"}, dir=str(at.folder / "a.csv")),
@@ -522,10 +554,13 @@ CASES: dict[str, Callable[[At], Any]] = {
     "no paths on stdin": predicted("-"),
     "prediction of bad files": predicted("{file}", "{bad}"),
     "prediction of a bad file in Python": lambda at: vit.load(tiny_run(at.folder / "run")).predict(at.file("bad.png")),
+    "prediction of a number": lambda at: listed(5),
     "prediction of what is no image": lambda at: vit.load(tiny_run(at.folder / "run")).predict(np.zeros((8, 8, 3))),
     # checking data
     "findings in the data set": checked(".", lambda root: None),
     "a link that leads back, checked": checked("../found", lambda root: (root / "train" / "cat" / "back").symlink_to("..")),
+    "findings in a file": checked("../found", lambda root: (root.parent / "found").touch()),
+    "all images to validate with bad": bad_validation,
     "bad files": checked("../found", lambda root: (root / "train" / "cat" / "empty.png").touch()),
 }  # fmt: skip
 

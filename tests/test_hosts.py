@@ -1,4 +1,4 @@
-"""Two processes on this machine train one model, as two hosts would."""
+"""Processes of one run on this machine, as on hosts of their own: how tests/heavy/test_hosts.py starts and compares them."""
 
 import socket
 import time
@@ -41,18 +41,6 @@ def losses(workdir):
 def assert_same_losses(got, wanted):
     assert got.keys() == wanted.keys()
     np.testing.assert_allclose(list(got.values()), list(wanted.values()), rtol=1e-5)
-
-
-def test_two_processes_train_as_one(trained, tmp_path):
-    outputs = ended(start_two(tmp_path / "run", alone=True), [0, 0])
-    assert "2 × cpu" in outputs[0][0]
-    assert "step" not in outputs[1][0]  # the second says nothing
-    assert not (tmp_path / "other").exists()
-    assert_same_losses(losses(tmp_path / "run"), losses(trained))
-    with np.load(tmp_path / "run" / "predictions.npz") as got, np.load(trained / "predictions.npz") as wanted:
-        np.testing.assert_array_equal(got["example_ids"], wanted["example_ids"])
-        np.testing.assert_array_equal(got["labels"], wanted["labels"])
-        np.testing.assert_allclose(got["probabilities"], wanted["probabilities"], atol=1e-5)
 
 
 def test_hosts_that_cannot_be_found(tmp_path):

@@ -12,6 +12,7 @@ MENDED_BY = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or give another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions, or give another place"),
     errno.EISDIR: "give the path of a file, this is a folder",
+    errno.EEXIST: "give another place, there is a file of this name",
     errno.ENOTDIR: "give another path, a part of this one is a file",
 }
 

@@ -120,6 +120,10 @@ def rubbish(root: Path) -> None:
     (root / ".git").mkdir()
 
 
+def deep(root: Path) -> None:
+    image(root / "train" / "cat" / Path(*["a"] * 110) / "0.png")
+
+
 def loose(root: Path) -> None:
     for i in range(3):
         image(root / f"{i}.png", i)
@@ -156,6 +160,9 @@ FAULTS = {
     "a link that leads back": in_folders(linked("train/cat/back", ".."), error="leads back"),
     "a link to itself": in_folders(linked("train/cat/x.png", "x.png"), bad="leads nowhere"),
     "a folder that links to itself": in_folders(linked("train/cat/x", "x")),
+    "a folder that links to itself above all": in_folders(linked("x", "x")),
+    "a file that links to itself beside the classes": in_folders(linked("train/x.png", "x.png"), warning="no class folder"),
+    "a hundred folders in folders": in_folders(deep, warning="over 100 folders deep"),
     "a link to nothing": in_folders(linked("train/cat/x.png", "nothing.png"), bad="leads nowhere"),
     "a link out of the folder": in_folders(outside, images=13),
     "a link to a folder outside": in_folders(outside_folder, images=13),

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tests.data.malformed import chunk, rows
+from tests.data.malformed import png as rows_png
 from vit.data.decode import MOST_PIXELS, BadImage, decode, exif_orientation, header
 
 
@@ -313,3 +315,66 @@ def test_a_subsampling_that_turbojpeg_does_not_know(recwarn):
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(decode(bytes(data)), np.asarray(image))
     assert not recwarn.list
+
+
+# ---- what an adversary would make ----
+
+PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def interlaced(pixels, passes):
+    """An Adam7 PNG that has only so many of its seven passes."""
+    body = b"".join(rows(pixels[y::down, x::right]) for y, x, down, right in PASSES[:passes])
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("passes", range(1, 8))
+def test_an_interlaced_png_needs_all_its_passes(passes):
+    pixels = np.random.default_rng(0).integers(1, 255, (33, 33, 3)).astype(np.uint8)  # its last row is in passes 1, 2, 4, 6
+    if passes == 7:
+        np.testing.assert_array_equal(decode(interlaced(pixels, 7)), pixels)
+    else:
+        with pytest.raises(BadImage, match="missing"):
+            decode(interlaced(pixels, passes))
+
+
+def test_a_path_with_a_zero_byte(tmp_path):
+    with pytest.raises(BadImage, match="zero byte"):
+        decode(tmp_path / "a\0b.png")
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, 0b01010101), (2, 0b00011011), (4, 0x0F)])
+@pytest.mark.parametrize("clear", [0, 1, 3])
+def test_a_transparent_grey_of_few_bits(bits, row, clear):
+    levels = np.array([row >> at & 2**bits - 1 for at in range(8 - bits, -1, -bits)])
+    trns = chunk(b"tRNS", struct.pack(">H", clear))
+    seen = decode(rows_png(8 // bits, 1, b"\0" + bytes([row]), bits, 0, trns))
+    if bits > 1 or clear < 2:
+        np.testing.assert_array_equal(seen[0, :, 0], np.where(levels == clear, 255, levels * 255 // (2**bits - 1)))
+
+
+def test_a_transparent_colour_of_16_bits():
+    colours = np.array([[[0x1234, 0x5678, 0x9ABC], [0x3434, 0x7878, 0xBCBC], [0xFFFF, 0, 0]]])
+    for clear in range(3):
+        seen = decode(png(colours, 2, extra=[(b"tRNS", struct.pack(">3H", *colours[0, clear]))]))
+        np.testing.assert_array_equal(seen[0], np.where(np.arange(3)[:, None] == clear, 255, colours[0] >> 8))
+
+
+def test_what_is_before_a_gifs_frame_changes_nothing():
+    data = encoded(picture().quantize(16), "GIF", transparency=3, comment=b"a" * 700)
+    at = data.index(b"!")
+    np.testing.assert_array_equal(decode(data[:at] + b"\0!\xfe\2,;\0" + data[at:]), decode(data))
+
+
+def test_an_image_in_bands_is_the_same(monkeypatch):
+    grey16 = png(np.arange(24 * 40).reshape(24, 40) * 68, 0, extra=[(b"tRNS", b"\0\x44")])
+    cmyk = Image.frombytes("CMYK", (40, 24), picture(c=4).tobytes())
+    see_through = encoded(picture().quantize(16), "GIF", transparency=3)
+    files = [grey16, see_through, encoded(cmyk, "JPEG"), *(encoded(picture(c=4), k) for k in ("PNG", "WEBP"))]
+    files += [encoded(picture(), k, **KINDS[k]) for k in KINDS]
+    at_once = [decode(data) for data in files]
+    monkeypatch.setattr("vit.data.decode.BAND", 200)
+    monkeypatch.setattr("vit.data.decode.LARGE", 200)
+    for data, wanted in zip(files, at_once, strict=True):
+        np.testing.assert_array_equal(decode(data), wanted)

@@ -110,6 +110,18 @@ def test_tables(tmp_path, kind, mark):
         assert not fatal(found)
 
 
+@pytest.mark.parametrize("text", ["path,label\n{}", "\n\n{}"])
+def test_a_table_by_a_path_from_here(tmp_path, monkeypatch, text):
+    kind = "csv" if text.startswith("path") else "jsonl"
+    rows = [f"{i}.jpg,{i % 2}" if kind == "csv" else json.dumps({"path": f"{i}.jpg", "label": i % 2}) for i in range(24)]
+    folder = write(tmp_path / "pets", {f"{i}.jpg": i for i in range(24)} | {f"all.{kind}": text.format("\n".join(rows))})
+    for here, path in ((folder, "."), (folder, f"all.{kind}"), (tmp_path, "pets"), (folder / "..", f"./pets/all.{kind}")):
+        monkeypatch.chdir(here)
+        found = look(path)
+        assert sorted(found.names) == sorted(f"{i}.jpg" for i in range(24))
+        assert not fatal(found)
+
+
 def test_a_table_a_split_and_labels_that_are_numbers(tmp_path):
     files = {f"{i}.jpg": i for i in range(30)}
     tables = {f"{split}.csv": "path,label\n" + "".join(f"{i}.jpg,{i % 11}\n" for i in part) for split, part in

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.conftest import REPO, program_environment
 from tests.data import malformed
 from tests.data.faults import FAULTS, folders
 from vit.config import FolderData
 from vit.data.check import quick
-from vit.data.decode import BadImage, decode
+from vit.data.decode import BadImage, decode, header
 from vit.data.folder import listing
 from vit.errors import UserError
 
@@ -64,18 +66,18 @@ def test_each_file_comes_to_its_end(seed):
 
 def test_none_takes_much_memory():
     script = """
-import resource, sys
 from tests.data.malformed import files
 from vit.data.decode import BadImage, decode
 them = [f for f in files() if f.content is not None]
 decode(next(f for f in them if f.name == "png.jpg").content)
-begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024  # getrusage begins at the parent's
+begin = peak()
 for f in them:
     try:
         decode(f.content)
     except BadImage:
         pass
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) / 1024)
+print(peak() - begin)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 500
@@ -243,3 +245,81 @@ def test_any_table_is_read_or_refused(ending, text):
             assert all(os.path.realpath(root / name).startswith(os.path.realpath(root)) for name in found.names)
             for problem in found.problems:
                 str(UserError(*problem[:3])).encode()
+
+
+# ---- what takes long, or much memory ----
+
+
+def progressive(scans):
+    """A picture of 9,992 x 9,992 in its first scan, which as many do over again."""
+    whole = malformed.saved(Image.new("L", (9_992, 9_992)), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * scans + whole[-2:]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (lambda: b"\xff\xd8" + b"\xff" * 20_000_000, "header is damaged"),
+        (lambda: b"\xff\xd8" + b"\xff\xd0" * 10_000_000, "header is damaged"),
+        (lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 5_000_000, "header is damaged"),
+        (lambda: progressive(100), "too many scans"),
+        (lambda: progressive(1)[:-2], "cut off"),
+        (
+            lambda: (
+                malformed.png(8, 8, bytes(72), 8, 0)[:-12]
+                + malformed.chunk(b"IDAT", b"") * 1_000_000
+                + malformed.chunk(b"IEND", b"")
+            ),
+            "PNG chunks",
+        ),
+        (lambda: b"GIF89a\x08\0\x08\0\0\0\0" + b"!\xfe\1a\0" * 1_000_000 + b",", "header is damaged"),
+    ],
+    ids=["filling", "markers", "segments", "scans", "no end", "chunks", "comments"],
+)
+def test_what_would_take_minutes_is_refused_at_once(content, why):
+    with pytest.raises(BadImage, match=why):
+        decode(content())
+
+
+def test_a_film_behind_a_jpeg_is_not_its_scans():
+    data = malformed.saved(Image.new("L", (9_992, 9_992)), "JPEG")
+    assert header(data + b"\xff\xda\0\2" * 100).height == 9_992
+
+
+def test_a_file_that_is_no_image_is_not_read_whole(tmp_path):
+    head = malformed.png(9_000, 9_000, b"")[:33] + struct.pack(">I", 790_000_000) + b"IDAT"
+    for name, start, why in (("a.jpg", b"", "not a JPEG"), ("b.png", head, "far more"), ("c.jpg", b"\xff\xd8", "far more")):
+        with (tmp_path / name).open("wb") as file:
+            file.write(start)
+            file.truncate(790_000_000)  # sparse: it takes no room
+        with pytest.raises(BadImage, match=why):
+            decode(tmp_path / name)
+
+
+MEMORY = """
+import struct, zlib
+from tests.data.malformed import png, pictures, announced
+from vit.data.decode import BadImage, decode
+decode(pictures(0).png)
+packing = zlib.compressobj()
+half = b"".join(packing.compress(bytes(29_998)) for _ in range(5_000)) + packing.flush()
+one = png(9_999, 9_999, b"")
+start = one[: one.index(b"IDAT") - 4]
+kind = lambda name, x: struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x))
+peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024  # getrusage begins at the parent's
+begin = peak()
+bmp = announced(pictures(0).bmp, "bmp", 9_999, 9_999)
+for bad in (start + kind(b"IDAT", half) + kind(b"IEND", b""), bmp + bytes(100_000_000)):
+    try:
+        decode(bad)
+    except BadImage:
+        continue
+    raise SystemExit("decoded")
+print(peak() - begin)
+"""
+
+
+def test_what_lacks_half_its_rows_is_refused_before_it_takes_the_memory():
+    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=REPO, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 350  # the BMP itself has 100 MB, and its copy

@@ -87,6 +87,8 @@ def test_arrays_pictures_bytes_and_paths_are_the_same(predictor, files):
         [Image.open(path).convert("RGBA") for path in files[:20]],
         [Image.open(path).convert("P") for path in files[:20]],
         [Image.fromarray(array.astype(np.uint16) * 257) for array in arrays],
+        [Image.fromarray(array.astype(np.int32) * 257) for array in arrays],
+        [Image.open(path).convert("RGBA").convert("RGBa") for path in files[:20]],
         (array[..., None] for array in arrays),
         [*files[:5], *arrays[5:10], *map(Image.open, files[10:20])],
     ):
@@ -113,6 +115,20 @@ def test_an_upright_picture_is_what_orientation_says(predictor, tmp_path):
     views = [predictor.view(x) for x in (turned, Image.open(turned), upright)]
     np.testing.assert_array_equal(views[0], views[2])
     np.testing.assert_array_equal(views[1], views[2])
+
+
+def test_odd_pictures(predictor, tmp_path):
+    clear = Image.new("PA", (8, 8))  # transparent all over: seen as white
+    for picture in (clear, Image.new("La", (8, 8)), Image.new("RGBa", (8, 8))):
+        assert (predictor.view(picture) == 255).all(), picture.mode
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert predictor.view(Image.open(tmp_path / "a.jpg")).shape == (8, 8, 1)
+    Image.effect_noise((200, 200), 50).save(tmp_path / "b.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-2000])
+    with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(UserError, match="cut off or damaged"):
+        predictor.predict(cut)
 
 
 @pytest.mark.parametrize(

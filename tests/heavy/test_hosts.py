@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 
+import numpy as np
 import pytest
 
 from tests.conftest import SMALL, program_environment, run
@@ -67,3 +68,15 @@ def test_one_process_may_be_distributed_as_well(trained, tmp_path):
     told = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
     run("train.py", *SMALL, f"--workdir={tmp_path / 'run'}", env={**program_environment(), **told})
     assert json.loads((tmp_path / "run" / "eval.json").read_text()) == json.loads((trained / "eval.json").read_text())
+
+
+def test_two_processes_train_as_one(trained, tmp_path):
+    outputs = ended(start_two(tmp_path / "run", alone=True), [0, 0])
+    assert "2 × cpu" in outputs[0][0]
+    assert "step" not in outputs[1][0]  # the second says nothing
+    assert not (tmp_path / "other").exists()
+    assert_same_losses(losses(tmp_path / "run"), losses(trained))
+    with np.load(tmp_path / "run" / "predictions.npz") as got, np.load(trained / "predictions.npz") as wanted:
+        np.testing.assert_array_equal(got["example_ids"], wanted["example_ids"])
+        np.testing.assert_array_equal(got["labels"], wanted["labels"])
+        np.testing.assert_allclose(got["probabilities"], wanted["probabilities"], atol=1e-5)

@@ -43,7 +43,7 @@ def test_finetune(tmp_path, monkeypatch):
     text, pictures = execute("finetune.ipynb", tmp_path, monkeypatch)
     assert "resuming" in text
     assert "digit 7" in text
-    assert pictures == 5 + 6
+    assert pictures == 2 + 5 + 6
     figures = json.loads((tmp_path / "home" / "my-images" / "eval.json").read_text())
     assert len(figures["per_class_accuracy"]) == 10
     assert len((tmp_path / "home" / "my-images" / "predicted" / "predictions.csv").read_text().splitlines()) == 4

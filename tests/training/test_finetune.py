@@ -175,6 +175,7 @@ def test_every_choice_is_made_and_has_its_reason():
 
 def test_choices_follow_the_sizes():
     assert chosen(300, 86e6)[0].freeze == HEAD_ALONE
+    assert chosen(300, 86e6)[0].model.drop_path == 0  # frozen features without noise
     assert chosen(300, 0.9e6)[0].freeze == chosen(300, 86e6, pretrained=False)[0].freeze == ()
     seen = [chosen(n, 22e6)[0].steps * 64 for n in (64, 19_200, 50_000, 1_280_000)]
     assert seen == [6_400, 256_000, 5_000_000, 10_240_000]

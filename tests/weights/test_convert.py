@@ -68,6 +68,7 @@ def test_timms_names_and_back(name, tmp_path: Path):
     "changes",
     [
         {"resample": "cubic_torch"},
+        {"resample": "cubic_torch", "image_size": (16, 24)},
         {"registers": 1, "distilled": True, "resample": "cubic_torch"},
         {"pool": "map", "resample": "cubic_torch"},
         {"pool": "mean", "resample": "cubic_torch", "activation": "gelu_tanh"},
@@ -84,6 +85,25 @@ def test_transformers_names_and_back(changes, tmp_path: Path):
     same(w, got)
     assert (got.config, got.image_size, got.mean, got.std) == (w.config, w.image_size, w.mean, w.std)
     assert got.class_names == w.class_names
+
+
+def test_big_visions_fixed_positions(tmp_path: Path):
+    w = pretrained(pool="mean", image_size=(224, 224))
+    write(w, "npz", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
+        arrays = {f"params/{name}": x for name, x in file.items() if "pos_embedding" not in name}
+    spelled = {"Attention_1": "Attention_0", "MlpBlock_3": "MlpBlock_0", "LayerNorm_2": "LayerNorm_1"}
+    for old, new in spelled.items():
+        arrays = {name.replace(old, new): x for name, x in arrays.items()}
+    np.savez(tmp_path / "b.npz", **arrays)
+    got = load(str(tmp_path / "b.npz"))
+    same(w._replace(params={name: x for name, x in w.params.items() if name != "pos_embed"}), got)
+    assert (got.config.position, got.config.pool, got.image_size) == ("sincos", "mean", (224, 224))
+    assert any("fixed sin-cos" in note for note in got.notes)
+    arrays["params/cls"] = np.zeros((1, 1, 24), np.float32)
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(UserError, match="no plain ViT"):
+        load(str(tmp_path / "c.npz"))
 
 
 @pytest.mark.parametrize("changes", [{"activation": "gelu_tanh"}, FAMILIES["map"], {"pool": "mean"}, {"positioned": "patches"}])
@@ -176,7 +196,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path):
     for text in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(UserError, match="pickled") as error:
             load(str(text))
-        assert "torch.load('pytorch_model.bin', weights_only=True)" in error.value.fix
+        assert "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True)" in error.value.fix
     np.savez(tmp_path / "odd.npz", np.array([Bomb()], dtype=object))
     with pytest.raises(UserError, match="allow_pickle=False"):
         load(str(tmp_path / "odd.npz"))
@@ -204,3 +224,24 @@ def test_the_hub_is_asked_for_a_name_and_may_be_missing(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="huggingface_hub") as error:
         load("hf:google/vit-base-patch16-224")
     assert "--extra hub" in error.value.fix
+
+
+def test_without_a_network_what_was_downloaded_whole_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    httpx = pytest.importorskip("huggingface_hub.utils").httpx
+
+    def unreachable(*_, **__):
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    snapshot = tmp_path / "models--timm--vit_small" / "snapshots" / "0123"
+    file, _ = folder(tmp_path)
+    for parent in (snapshot.parent, snapshot.parents[1] / "refs"):
+        parent.mkdir(parents=True)
+    file.parent.rename(snapshot)
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    assert load("timm:vit_small").config.width == 24
+    # One shard of two: the download was cut off.
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match="never downloaded"):
+        load("timm:vit_small")

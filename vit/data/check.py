@@ -19,7 +19,7 @@ from vit.config import FolderData
 from vit.data.alike import SIDE, near, thumbnail
 from vit.data.decode import BadImage, contents, decode, header
 from vit.data.folder import SPLITS, Listing, Problem, listing
-from vit.data.images import MOST_BAD
+from vit.data.images import MOST_BAD, all_bad
 from vit.errors import UserError
 
 QUICK = 2.0  # seconds that a run spends on headers before it compiles
@@ -200,3 +200,6 @@ def verdict(findings: Findings, folder: Any) -> None:
         skip = ", or train with --data.bad-images skip" if len(bad) <= MOST_BAD * count else ""
         what = f"{len(bad):,} of {count:,} images are bad, the first: {bad[i]}"
         raise UserError(what, found.where(i), f"mend or remove those in {folder / 'bad_files.csv'}{skip}")
+    for k, split in enumerate(SPLITS):
+        if bad and np.any(found.splits == k) and bad.keys() >= set(np.flatnonzero(found.splits == k).tolist()):
+            raise all_bad(found, split)

@@ -25,6 +25,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # Files with these endings count as images, whether they can be decoded or not; any other must begin as an image does.
+DEEPEST = 100  # folders in folders that are looked into; Python would give up at a thousand
 ENDINGS = {
     ".jpg",
     ".jpeg",
@@ -167,7 +168,7 @@ def class_folders(root: Path) -> Listing:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [f.name for f in _files(folder) if _is_folder(f) and not f.name.startswith("__")]
+    return [f.name for f in _files(folder) if is_folder(f) and not f.name.startswith("__")]
 
 
 def _files(folder: Path) -> "list[os.DirEntry[str]]":
@@ -175,7 +176,8 @@ def _files(folder: Path) -> "list[os.DirEntry[str]]":
         return sorted((f for f in files if not f.name.startswith(".")), key=lambda f: f.name)
 
 
-def _is_folder(file: "os.DirEntry[str]") -> bool:
+def is_folder(file: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link to one."""
     try:
         return file.is_dir()
     except OSError:  # a link that leads to itself
@@ -191,7 +193,7 @@ def _is_file(file: "os.DirEntry[str]") -> bool:
 
 def _is_image(file: "os.DirEntry[str]") -> bool:
     if os.path.splitext(file.name)[1].lower() in ENDINGS:
-        return not _is_folder(file)
+        return not is_folder(file)
     if not _is_file(file):
         return False
     try:
@@ -214,9 +216,13 @@ def _walk(folder: Path, name: str, above: tuple[tuple[int, int], ...], problems:
         what, fix = "a symbolic link leads back to a folder that it lies in", "remove the link"
         problems.append(Problem(what, shown(str(folder)), fix))
         return
+    if len(above) > DEEPEST:
+        what, fix = f"it lies over {DEEPEST} folders deep, and isn't looked into", "move it up"
+        problems.append(Problem(what, shown(str(folder)), fix))
+        return
     for file in _files(folder):
         below = os.path.join(name, file.name)
-        if _is_folder(file):
+        if is_folder(file):
             yield from _walk(folder / file.name, below, (*above, identity), problems)
         elif _is_image(file):
             yield below, "" if _is_file(file) else _no_file(file.path)

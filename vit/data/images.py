@@ -14,10 +14,11 @@ from rich.progress import track
 from vit.config import FolderData
 from vit.data.crop import as_evaluated, inception_crop
 from vit.data.decode import BadImage, decode
-from vit.data.folder import SPLITS, opened, shown
+from vit.data.folder import SPLITS, Listing, opened, shown
 from vit.errors import UserError
 
 MOST_BAD = 0.01  # of a data set's images
+USES = {"train": "train on", "val": "validate with", "test": "test on"}
 
 _counting = threading.Lock()
 
@@ -41,6 +42,8 @@ class Images:
         self.labels = self.listing.labels[self.ids]
         for i in sorted(self.listing.bad):
             self._skip(i, self.listing.bad[i])
+        if self.listing.bad.keys() >= set(self.ids.tolist()):
+            raise all_bad(self.listing, split)
         self.held = None if config.stream else self._hold(split)
 
     @staticmethod
@@ -85,8 +88,9 @@ class Images:
             if new := i not in found.bad:
                 found.bad[i] = reason
             count = len(found.bad)
-            all_bad = new and found.bad.keys() >= set(self.ids.tolist())
-        if count > MOST_BAD * total or all_bad:
+        if new and found.bad.keys() >= set(self.ids.tolist()):
+            raise all_bad(found, SPLITS[int(found.splits[i])])
+        if count > MOST_BAD * total:
             what = f"{count} of {total:,} images are bad, over {MOST_BAD:.0%}; the last: {reason}"
             raise UserError(what, found.where(i), f"mend or remove them: uv run vit check {shown(self.config.dir)} lists them")
         if new:
@@ -114,3 +118,10 @@ class Images:
         while (image := self._decoded(index)) is None:
             index = (index + 1) % len(self.ids)
         return self._example(index, inception_crop(image, self.config.size, rng))
+
+
+def all_bad(found: Listing, split: str) -> UserError:
+    """Not one image of a split can be used."""
+    i = next(i for i in sorted(found.bad) if found.splits[i] == SPLITS.index(split))
+    what = f"all {np.sum(found.splits == SPLITS.index(split)):,} images to {USES[split]} are bad, the first: {found.bad[i]}"
+    return UserError(what, found.where(i), "mend or remove them, or put good ones beside them")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vit.data.folder import SPLIT_NAMES, Entry, Listing, Problem, made, shown
+from vit.data.folder import SPLIT_NAMES, Entry, Listing, Problem, is_folder, made, shown
 from vit.errors import UserError
 
 
@@ -30,7 +30,7 @@ def find(root: Path) -> Listing | None:
 
 def _folders(folder: Path, most: int | None = None) -> list[Path]:
     with os.scandir(folder) as files:
-        return [Path(file.path) for file in itertools.islice(files, most) if file.is_dir()]
+        return [Path(file.path) for file in itertools.islice(files, most) if is_folder(file)]
 
 
 def _tfds(folder: Path) -> Listing:

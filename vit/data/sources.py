@@ -15,6 +15,7 @@ from rich.progress import track
 
 from vit.config import DigitsData, FolderData, TfdsData
 from vit.data.crop import as_evaluated, inception_crop, shifted_crop
+from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS
 from vit.data.images import Images
 from vit.errors import UserError
@@ -76,10 +77,11 @@ class Tfds:
     def __init__(self, config: TfdsData, split: str):
         from absl import logging
         from tensorflow_datasets.core import ReadInstruction, read_only_builder
+        from tensorflow_datasets.core.decode import SkipDecoding
         from tensorflow_datasets.core.registered import DatasetNotFoundError
 
         logging.set_verbosity(logging.ERROR)  # else it recommends OpenCV
-        self.config, self.name, spec = config, config.name, getattr(config, split)
+        self.config, self.name, self.spec = config, config.name, getattr(config, split)
         folder = Path(config.dir).expanduser()
         prepare = f"uv run vit prepare {config.name} --data.dir {config.dir}"
         try:
@@ -94,16 +96,16 @@ class Tfds:
             what = f"the images of {config.name} have many sizes"
             raise UserError(what, str(folder), "give --data.size PIXELS --data.stream for square crops")
         try:
-            self.source = builder.as_data_source(split=spec)
-            (part,) = ReadInstruction.from_spec(spec).to_absolute(builder.info.splits)
+            self.source = builder.as_data_source(split=self.spec, decoders={"image": SkipDecoding()})
+            (part,) = ReadInstruction.from_spec(self.spec).to_absolute(builder.info.splits)
         except NotImplementedError as error:
             what = f"{config.name} was prepared for reading in order only"
             fix = f"prepare it in another folder: uv run vit prepare {config.name} --data.dir FOLDER"
             raise UserError(what, str(folder), fix) from error
         except (ValueError, KeyError, AssertionError) as error:
-            what = f"{config.name} has no split {spec!r}, but {', '.join(builder.info.splits)}"
+            what = f"{config.name} has no split {self.spec!r}, but {', '.join(builder.info.splits)}"
             raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
-        self.start = part.from_ or 0
+        self.start, self.channels = part.from_ or 0, features["image"].shape[-1] or 3  # grey comes in three equal channels
         self.class_names = features["label"].names or [str(i) for i in range(features["label"].num_classes)]
         self.held = None if config.stream else self._hold(split)
 
@@ -116,7 +118,12 @@ class Tfds:
 
     def _read(self, index: int) -> dict[str, Any]:
         example = self.source[index]
-        return {"image": example["image"], "label": np.int32(example["label"]), "id": np.int32(self.start + index)}
+        try:
+            image = decode(example["image"])[..., : self.channels]
+        except BadImage as error:
+            where, fix = f"{self.name}, {self.spec}, image {index}", "prepare the set again, from an undamaged source"
+            raise UserError(f"this image can't be used: {error}", where, fix) from error
+        return {"image": image, "label": np.int32(example["label"]), "id": np.int32(self.start + index)}
 
     def __len__(self) -> int:
         return len(self.source)

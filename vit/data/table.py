@@ -70,6 +70,8 @@ def _columns(table: Path) -> dict[str, str]:
         with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             first = file.readline(2**20)
             if table.suffix.lower() == ".jsonl":
+                while first and not first.strip():
+                    first = file.readline(2**20)
                 record = json.loads(first)
                 names = list(record) if isinstance(record, dict) else []
             else:
@@ -150,8 +152,8 @@ def _entry(row: dict[str, Any], root: Path, part: str, where: str, problems: lis
     elif part and split != part:
         faults.append((f"it is of split {row['split']!r:.40}, in the table of {part}", "leave the column out"))
     if not faults:
-        name = os.path.normpath(os.path.join(root, path.strip()))
-        inside = os.path.normpath(root)
+        inside = os.path.abspath(root)
+        name = os.path.normpath(os.path.join(inside, path.strip()))
         if name.startswith(os.path.join(inside, "")):
             name = os.path.relpath(name, inside)
             bad = (

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit.data.decode import decode, upright
-from vit.data.folder import ENDINGS
+from vit.data.decode import BadImage, decode, upright
+from vit.data.folder import DEEPEST, ENDINGS
 from vit.errors import UserError
 
 FIX = "give files, folders, 'patterns*.jpg', or - for paths on stdin"
@@ -72,14 +72,14 @@ def _matching(pattern: str, without: Path | None) -> Iterator[str]:
             yield path
 
 
-def _below(folder: str, without: Path | None) -> Iterator[str]:
+def _below(folder: str, without: Path | None, deep: int = 0) -> Iterator[str]:
     """Images below a folder, by name. Hidden ones are left out, and links to folders aren't followed (they may lead round)."""
     with os.scandir(folder) as entries:
         names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in names:
         path = os.path.join(folder, name)
-        if is_folder and not _within(path, without):
-            yield from _below(path, without)
+        if is_folder and deep < DEEPEST and not _within(path, without):
+            yield from _below(path, without, deep + 1)
         elif not is_folder and _is_image(name):
             yield path
 
@@ -115,14 +115,25 @@ def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _of_picture(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """As `decode` has it: alpha and 16 bits go through a lossless file."""
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+    """As `decode` has it: alpha and 16 bits go through a lossless file. Raises `BadImage` for one that can't be loaded."""
+    try:
+        image.load()
+    except (OSError, ValueError) as error:
+        raise BadImage(f"it is cut off or damaged ({error!s:.80})") from error
+    turned = image.getexif().get(0x0112, 1)
+    turned = turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
+    if image.mode.startswith("I"):  # 16 bits, in the bytes' order of this machine or the other, or in 32
+        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)
+        image = Image.fromarray(deep)
+    elif image.mode in ("PA", "La", "RGBa"):
+        image = image.convert("RGBA" if image.mode != "La" else "LA")
+    elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         image = image.convert("RGB")
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return upright(np.asarray(image.convert("RGB")), image.getexif().get(0x0112, 1))
+        return upright(np.asarray(image.convert("RGB")), turned)
     content = io.BytesIO()
-    image.save(content, "png", exif=image.getexif(), compress_level=1)
-    return decode(content.getvalue())
+    image.save(content, "png", compress_level=1)
+    return upright(decode(content.getvalue()), turned)
 
 
 def listed(images: Any) -> Iterable[Any]:
@@ -132,4 +143,7 @@ def listed(images: Any) -> Iterable[Any]:
     if hasattr(images, "ndim"):  # NumPy's, JAX's, and others that NumPy can read
         array = np.asarray(images)
         return list(array) if array.ndim == 4 else [array]
+    if not isinstance(images, Iterable):
+        fix = "give paths, arrays or PIL images: one, or a list of them"
+        raise UserError(f"this is no image: {type(images).__name__}", "predict()", fix)
     return images

@@ -27,6 +27,8 @@ def place(data: str, out: str) -> Path:
     if root.exists() and folder.resolve().is_relative_to(home):
         what = "the findings would lie in the data set, where nothing is ever changed"
         raise UserError(what, shown(str(folder)), "give another folder: --out FOLDER")
+    if folder.exists() and not folder.is_dir():
+        raise UserError("the findings need a folder, this is a file", shown(str(folder)), "give another place: --out FOLDER")
     return folder
 
 

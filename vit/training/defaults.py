@@ -76,6 +76,8 @@ def choose(name: str, config: Config, images: int, parameters: int, pretrained: 
         few = pretrained and not config.lora.rank and images < 500 and parameters > 12e6
         if few:
             return HEAD_ALONE, f"{seen} are few for {parameters / 1e6:.0f} M parameters: the head alone is trained"
+        if config.lora.rank:
+            return (), "LoRA trains its factors and the head alone"
         return (), f"{seen} for {parameters / 1e6:.3g} M parameters" if pretrained else "no weights to keep"
     if name == "steps":
         total = 256_000 if images < 20_000 else 5_120_000 if images < 500_000 else 10_240_000
@@ -93,7 +95,7 @@ def choose(name: str, config: Config, images: int, parameters: int, pretrained: 
             return 1.0, "all that is trained starts anew"
         return size.layer_decay, f"a model {size.name}, whose early layers are worth keeping"
     if name == "model.drop_path":
-        return size.drop_path, f"a model {size.name}"
+        return (0.0, "the head alone is trained") if probing else (size.drop_path, f"a model {size.name}")
     if name == "augment.randaugment":
         return (2, f"{seen}") if images >= 20_000 and not probing else (0, "crops and flips are enough here: BiT's rule")
     if name == "augment.mixup":

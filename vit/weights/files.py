@@ -1,6 +1,7 @@
 """Weights on a disk: safetensors, whole or in shards, and NumPy's .npz. Nothing is unpickled."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ INDEX = "model.safetensors.index.json"
 def refuse_pickle(path: Path) -> None:
     """Raise `UserError` with the command that converts a PyTorch file where PyTorch is."""
     code = (
-        f"import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); d = d.get('model', d); "
-        "s.save_file({k: v.clone() for k, v in d.items()}, 'model.safetensors')"
+        f"import torch, safetensors.torch as s; d = torch.load('{path.name}', map_location='cpu', weights_only=True); "
+        "d = next((d[k] for k in ('model', 'state_dict', 'teacher') if k in d), d); "
+        "s.save_file({k: v.contiguous().clone() for k, v in d.items() if hasattr(v, 'clone')}, 'model.safetensors')"
     )
     what = "PyTorch's pickled files can run code when they are opened, so they are not read"
     raise UserError(what, str(path), f'run this where PyTorch is, and give what it writes: python -c "{code}"')
@@ -52,6 +54,9 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return _shards(path), {}
     if path.suffix == ".npz":
         return _npz(path)
+    if re.search(r"-\d+-of-\d+\.safetensors$", path.name):
+        what, fix = "this is one part of several", f"give the folder with all of them and {INDEX}"
+        raise UserError(what, str(path), fix)
     if path.suffix == ".safetensors":
         return _safetensors(path)
     raise UserError(f"weights can't be in a {path.suffix or 'nameless'} file", str(path), "give .safetensors or .npz")
@@ -77,7 +82,9 @@ def _shards(path: Path) -> dict[str, np.ndarray]:
     for name in sorted(set(listed.values())):
         if Path(name).name != name or Path(name).suffix != ".safetensors":
             raise UserError(f"a shard can't be {name!r:.60}", str(path), "give an index of .safetensors files beside it")
-        arrays |= read(path.with_name(name))[0]
+        if not path.with_name(name).is_file():
+            raise UserError(f"{name} is missing", str(path.parent), "bring the whole folder, as its library saved it")
+        arrays |= _safetensors(path.with_name(name))[0]
     if wrong := sorted(listed.keys() ^ arrays.keys()):
         what = f"the shards and their index disagree on {', '.join(wrong[:5])}"
         raise UserError(what, str(path), "bring the whole folder, as its library saved it")
@@ -99,6 +106,8 @@ def _bfloat16(x: np.ndarray) -> np.ndarray:
     """big_vision's bfloat16 arrays come back as raw two-byte values."""
     import ml_dtypes
 
+    if not isinstance(x, np.ndarray):
+        raise ValueError("not all of its members are arrays")
     return x.view(ml_dtypes.bfloat16) if x.dtype == np.dtype("V2") else x
 
 

@@ -95,6 +95,7 @@ MEMORY = {
     **{kind: {r"attention\.o_proj": "attention.output.dense", **QKV_MEMORY} for kind in ("dinov2", "dinov2_with_registers")},
     "dinov3_vit": {r"^model\.layer\.": "layer."},
 }
+REGISTERS = {"dinov2_with_registers", "dinov3_vit"}
 SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16}
 # What a family's config.json may leave out, as transformers fills it in.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -104,6 +105,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {**SIZES, "patch_size": 32, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
     "siglip_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"},
     "siglip2_vision_model": {**SIZES, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "num_patches": 256},
+}
+HEADS = {
+    "WithTeacher": "cls_classifier",
+    "ForImageClassification": "classifier",
+    "ModelWithProjection": "visual_projection",
 }
 UNUSED = {
     r"(.*\.)?embeddings\.mask_token$": "the mask token of pre-training",
@@ -144,7 +150,9 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str
     arrays = found.arrays
     prefix = names.prefix if any(name.startswith(names.prefix) for name in arrays) else ""
     image, patch = told.get("image_size", 224), told["patch_size"]
-    sides = (image, image) if isinstance(image, int) else (int(image[0]), int(image[1]))
+    sides = (image, image) if isinstance(image, int) else tuple(image)
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise UserError(f"image_size can't be {image!r:.40}", found.where, "give a config.json as save_pretrained writes it")
     if kind == "siglip2_vision_model":
         sides = (math.isqrt(told["num_patches"]) * patch,) * 2
     channels = told.get("num_channels", 3)
@@ -152,6 +160,11 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str
     heads = ("cls_classifier", "classifier", "visual_projection")
     head = next((name for name in heads if f"{name}.weight" in arrays), "")
     classes = arrays[f"{head}.weight"].shape[0] if head else 0
+    made = str((found.config.get("architectures") or [""])[0])
+    due = next((name for part, name in HEADS.items() if part in made), head)
+    if due != head:
+        fix = "give the whole file as its library saved it"
+        raise UserError(f"the weights don't fit: {made} has {due}.weight, which the file lacks", found.where, fix)
     labels = found.config.get("id2label") or {}
     listed = [str(labels[str(i)]) for i in range(classes)] if set(labels) == {str(i) for i in range(classes)} else []
     default = (
@@ -180,10 +193,10 @@ def _config(kind: str, told: dict[str, Any], found: Found, prefix: str, names: N
     if kind.startswith("clip"):
         pool, final = ("mean", "none") if "classifier.weight" in arrays else ("token", "pooled")
     elif kind.startswith("siglip"):
-        pool = "mean" if "classifier.weight" in arrays or f"{prefix}head.probe" not in arrays else "map"
+        pool = "mean" if "classifier.weight" in arrays or told.get("vision_use_head") is False else "map"
     elif kind.startswith("dinov2") and "classifier.weight" in arrays:
         pool = "token_mean"
-    registers = arrays[f"{prefix}embeddings.register_tokens"].shape[1] if f"{prefix}embeddings.register_tokens" in arrays else 0
+    registers = told.get("num_register_tokens", 4 if kind == "dinov2_with_registers" else 0) if kind in REGISTERS else 0
     if kind == "dinov3_vit":
         wanted = {"query_bias": True, "value_bias": True, "proj_bias": True, "mlp_bias": True, "rope_theta": 100.0}
         if odd := next((name for name, value in wanted.items() if told.get(name, value) != value), ""):
@@ -245,7 +258,7 @@ def table(config: ViTConfig, channels: int, classes: int, kind: str, prefix: str
         rules += dense("head", head, bias=head != "visual_projection")
         rules += dense("head_dist", "distillation_classifier") if config.distilled else []
     unused = dict(UNUSED)
-    if kind.startswith("siglip") and config.pool == "mean":
+    if kind.startswith("siglip") and config.pool == "mean" and classes:
         unused[re.escape(prefix + "head.")] = "the attention pooling, which the classifier doesn't read"
     if config.final_norm == "none":
         unused[re.escape(prefix + names.last)] = "the last normalisation, which the classifier doesn't read"

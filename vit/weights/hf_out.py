@@ -21,9 +21,10 @@ def describe(w: Pretrained) -> tuple[Pretrained, dict[str, Any], Table, list[str
     refuse_unless(w, "transformers", qk_norm=(False,), inner_norm=("none",))
     config, classes = w.config, w.classes
     token = prefix_tokens(config)[0] > config.registers
-    if w.image_size[0] != w.image_size[1]:
+    vit_or_deit = token and not (config.rope == "dinov3" or config.pre_norm or config.layer_scale)
+    if w.image_size[0] != w.image_size[1] and not vit_or_deit:
         fix = "give a model of square images, or another layout"
-        raise UserError("transformers keeps positions for square images alone", w.source, fix)
+        raise UserError("transformers keeps positions of this family for square images alone", w.source, fix)
     if config.rope == "dinov3" and token:
         return _dinov3(w)
     refuse_unless(w, "transformers", rope=("none",), position=("learned",), qkv_bias=("qkv", "none"))
@@ -68,7 +69,7 @@ def _common(w: Pretrained, kind: str, architecture: str) -> dict[str, Any]:
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "patch_size": config.patch,
-        "image_size": w.image_size[0],
+        "image_size": w.image_size[0] if w.image_size[0] == w.image_size[1] else list(w.image_size),
         "num_channels": w.channels,
         "layer_norm_eps": config.eps,
         "hidden_act": ACTIVATIONS[config.activation],

@@ -34,27 +34,32 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], Arrays, 
         what = f"a patch embedding of shape {kernel.shape} isn't one of square patches"
         raise UserError(what, found.where, "give a ViT with square patches of fixed size")
     patch, _, channels, width = kernel.shape
-    big_vision = f"{prefix}pos_embedding" in arrays
+    big_vision = f"{E}encoderblock_0/MultiHeadDotProductAttention_0/query/kernel" in arrays
     depth = 1 + max((int(m[1]) for name in arrays if (m := re.search(r"/encoderblock_(\d+)/", name))), default=-1)
     query = arrays.get(f"{E}encoderblock_0/MultiHeadDotProductAttention_{0 if big_vision else 1}/query/kernel")
     hidden = arrays.get(f"{E}encoderblock_0/MlpBlock_{0 if big_vision else 3}/Dense_0/kernel")
     positions = arrays.get(f"{prefix}pos_embedding" if big_vision else f"{E}posembed_input/pos_embedding")
-    if depth < 1 or query is None or hidden is None or positions is None:
+    token, pooling = f"{prefix}cls" in arrays, f"{prefix}MAPHead_0/probe" in arrays
+    fixed = positions is None and big_vision and not token and not pooling  # big_vision's ViT-S/16 for ImageNet
+    if depth < 1 or query is None or hidden is None or (positions is None and not fixed):
         raise UserError("this is no plain ViT of Google's", found.where, "give a ViT without convolutions or experts")
-    token = f"{prefix}cls" in arrays
     config = ViTConfig(
         patch=patch,
         width=width,
         depth=depth,
         heads=query.shape[1],
         mlp=hidden.shape[1],
-        pool="map" if f"{prefix}MAPHead_0/probe" in arrays else "token" if token else "mean",
-        class_token=token and f"{prefix}MAPHead_0/probe" in arrays,
+        position="sincos" if fixed else "learned",
+        pool="map" if pooling else "token" if token else "mean",
+        class_token=token and pooling,
         positioned="patches" if big_vision and token else "all",
         pre_logits=arrays[f"{prefix}pre_logits/kernel"].shape[1] if f"{prefix}pre_logits/kernel" in arrays else 0,
         activation="gelu_tanh",  # flax's gelu is the approximate one
     )
-    covered = positions.reshape(-1, width).shape[0] - (0 if big_vision else int(token))
+    if positions is None:
+        covered = (224 // patch) ** 2
+    else:
+        covered = positions.reshape(-1, width).shape[0] - (0 if big_vision else int(token))
     side = math.isqrt(covered)
     if side * side != covered:
         raise UserError(f"{covered} positions are no square of patches", found.where, "give a file of square images")
@@ -62,6 +67,7 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], Arrays, 
     facts = {"image_size": (side * patch, side * patch), "channels": channels, "classes": classes}
     facts |= {"mean": HALF[0], "std": HALF[1], "class_names": []}
     notes = ["the GELU is taken as the tanh approximation, as flax computes it"]
+    notes += ["there is no table of positions: taken as fixed sin-cos ones, for images of 224 pixels"] if fixed else []
     return config, table(config, channels, classes, prefix, big_vision), facts, arrays, notes
 
 
@@ -90,7 +96,8 @@ def table(config: ViTConfig, channels: int, classes: int, prefix: str, big_visio
     rules.append(rule("patch_embed/proj/bias", f"{prefix}embedding/bias"))
     rules += [rule("cls_token", f"{prefix}cls")] if prefix_tokens(config)[0] else []
     place = f"{prefix}pos_embedding" if big_vision else f"{E}posembed_input/pos_embedding"
-    rules.append(rule("pos_embed", place, way=Way(lambda xs: xs[0].reshape(1, -1, D), lambda x, n: [x])))
+    if config.position == "learned":
+        rules.append(rule("pos_embed", place, way=Way(lambda xs: xs[0].reshape(1, -1, D), lambda x, n: [x])))
     rules += _norm("norm", f"{E}encoder_norm")
     ours, theirs = "blocks/{i}/", E + "encoderblock_{i}/"
     attention, second, mlp = (0, 1, 0) if big_vision else (1, 2, 3)

@@ -29,6 +29,16 @@ def load(text: str) -> Pretrained:
             return load_run(folder)
         raise UserError("there is no run here", text, "give the folder of a run, as runs/digits-s0")
     found = find(text)
+    try:
+        return _understood(found)
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        what = f"the arrays or the config.json beside them make no sense: {type(error).__name__}"
+        raise UserError(what, found.where, "bring an undamaged copy, as its library saved it") from error
+
+
+def _understood(found: Found) -> Pretrained:
     if found.ours:
         return _own(found)
     if timm.knows(found.arrays):
@@ -52,6 +62,9 @@ def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], n
     wanted = shapes(config, facts["image_size"], facts["channels"], facts["classes"])
     params, left_out = to_ours(found.arrays, table, wanted, found.where)
     mean, std = (tuple(float(x) for x in facts[name]) for name in ("mean", "std"))
+    if not len(mean) == len(std) in (1, facts["channels"]):
+        what = f"{len(mean)} means and {len(std)} deviations don't belong to {facts['channels']} channels"
+        raise UserError(what, found.where, "give a config.json with one of each a channel")
     return Pretrained(params, config, **{**facts, "mean": mean, "std": std}, source=found.where, notes=notes + left_out)
 
 

@@ -17,7 +17,7 @@ from vit.models.positions import resample_positions
 from vit.models.vit import patch_grid, split
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
-from vit.training.defaults import replaced, resolve
+from vit.training.defaults import HEAD_ALONE, replaced, resolve
 from vit.training.evaluate import Trained
 from vit.weights.pretrained import Pretrained
 from vit.weights.source import load
@@ -37,6 +37,9 @@ def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, lis
         chosen = fields(from_json(found.meta["config"], f"{workdir}, step {found.step}"))
         config = replaced(config, {name: chosen[name][1] for name in config.auto if name in chosen})
         return dataclasses.replace(config, auto=()), None, []
+    if not config.weights and (config.freeze == HEAD_ALONE or config.lora.rank):
+        what = "all but the head is frozen" if config.freeze == HEAD_ALONE else "LoRA adds to weights that were trained"
+        raise UserError(f"--weights is missing: {what}", "the command line", "give --weights, as runs/cifar10_cpu-s0")
     if not config.weights:
         auto = tuple(name for name in config.auto if name != "data.size")
         return dataclasses.replace(config, auto=auto), None, ["no --weights: this trains from scratch"]

@@ -11,7 +11,16 @@ from vit.weights.mapping import MATRIX, SAME, Arrays, Rule, Table, dense, in_blo
 from vit.weights.pretrained import CLIP, HALF, IMAGENET, Found, changed
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "swiglu"}
+NO_NORM = "intern300m|radio"  # names of models without a last normalisation
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 4096: 32}  # published widths whose heads aren't of 64 values
+
+
+PIXELS = {  # mean and deviation by parts of the name, the first that is found
+    r"large_patch14_clip.*laion2b": HALF,
+    "sat493m": ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143)),
+    r"eva02|_clip_": CLIP,
+    r"deit|dino|\.mae|ijepa": IMAGENET,
+}
 
 
 class Layout(NamedTuple):
@@ -114,13 +123,17 @@ def understand(found: Found) -> tuple[ViTConfig, Layout, dict[str, Any], list[st
         what = f"a patch embedding of shape {weight.shape} isn't one of square patches"
         raise UserError(what, found.where, "give a ViT with square patches")
     config, layout = _config(found, told, notes)
+    _refuse_gaps(found, config, told)
     size, covered = image_size(arrays.get("pos_embed"), config, told, found)
     extra = config.class_token and config.pool != "token"
     config = changed(config, class_token=extra, positioned=covered)
     mean, std = told.get("mean"), told.get("std")
     if mean is None or std is None:
         plain = not (config.layer_scale or config.registers or config.rope != "none")
-        mean, std = CLIP if config.pre_norm else HALF if plain else IMAGENET
+        if known := next((pixels for pattern, pixels in PIXELS.items() if re.search(pattern, found.name)), None):
+            mean, std = known
+        else:
+            mean, std = CLIP if config.pre_norm else HALF if plain else IMAGENET
         notes.append(f"no config.json tells mean and deviation of the pixels: taken as {mean} and {std}")
     labels, head = told.get("label_names"), arrays.get("head.weight")
     known = isinstance(labels, list) and head is not None and len(labels) == len(head)
@@ -169,6 +182,29 @@ def _config(found: Found, told: dict[str, Any], notes: list[str]) -> tuple[ViTCo
     return config, Layout(rope != "none" or qkv_bias == "qv" or has(first + "gamma_1"), split_qkv, split_gate)
 
 
+def _refuse_gaps(found: Found, config: ViTConfig, told: dict[str, Any]) -> None:
+    """Raise `UserError` where an array that is missing would make another model, and one that timm doesn't mean."""
+    name, given = found.name, {**found.config, **(found.config.get("model_args") or {})}
+    registers, head = re.search(r"reg(\d+)", name), found.arrays.get("head.weight")
+    rotary, dinov3 = config.rope == "dinov3", "blocks.0.gamma_1" in found.arrays
+    lacks = {
+        "pos_embed": rotary and not dinov3,
+        "reg_token": config.registers != int(registers[1]) if registers else rotary and dinov3 and not config.registers,
+        "the layer scales": re.search("dinov[23]|deit3", name) and not config.layer_scale,
+        "norm.weight": config.final_norm == "none" and given.get("final_norm") is not False and not re.search(NO_NORM, name),
+    }
+    if missing := [what for what, lacking in lacks.items() if lacking]:
+        fix = "give the whole file as timm saved it"
+        raise UserError(f"the weights don't fit: the file lacks {', '.join(missing)}", found.where, fix)
+    have = {"depth": config.depth, "embed_dim": config.width, "num_classes": 0 if head is None else len(head)}
+    if odd := next((key for key, value in have.items() if given.get(key, value) != value), ""):
+        what = f"config.json says {odd} {given[odd]!r:.20}, the arrays have {have[odd]}"
+        raise UserError(what, found.where, "give the file and the config.json that belong together")
+    if told.get("use_post_norm") or "eva02_enormous" in name:
+        fix = "give an EVA-02 of another size, whose blocks normalise first"
+        raise UserError("EVA-02-E normalises after attention and MLP, which this ViT doesn't", found.where, fix)
+
+
 def _activation(told: dict[str, Any], name: str) -> Any:
     given = told.get("act_layer")
     if given is not None and given not in ACTIVATIONS:
@@ -178,8 +214,8 @@ def _activation(told: dict[str, Any], name: str) -> Any:
         return ACTIVATIONS[given]
     if "quickgelu" in name:
         return "quick_gelu"
-    tanh = r"siglip.*(_512|patch32|so400m_patch16|giantopt)|(patch32|large_patch16.*512|so400m_patch16|giantopt).*siglip"
-    return "gelu_tanh" if re.search(tanh, name) else "gelu"
+    tanh = "siglip" in name and re.search(r"patch32|large_patch16.*_512|so400m_patch16|giantopt", name)
+    return "gelu_tanh" if tanh else "gelu"
 
 
 def _heads(arrays: Arrays, width: int, rope: str, told: dict[str, Any], found: Found, notes: list[str]) -> int:
