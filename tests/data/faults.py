@@ -162,7 +162,7 @@ FAULTS = {
     "a folder that links to itself": in_folders(linked("train/cat/x", "x")),
     "a folder that links to itself above all": in_folders(linked("x", "x")),
     "a file that links to itself beside the classes": in_folders(linked("train/x.png", "x.png"), warning="no class folder"),
-    "a hundred folders in folders": in_folders(deep, warning="over 100 folders deep"),
+    "a hundred folders in folders": in_folders(deep, error="over 100 folders deep"),
     "a link to nothing": in_folders(linked("train/cat/x.png", "nothing.png"), bad="leads nowhere"),
     "a link out of the folder": in_folders(outside, images=13),
     "a link to a folder outside": in_folders(outside_folder, images=13),

@@ -196,7 +196,7 @@ def test_pickles_are_refused_unopened(tmp_path: Path):
     for text in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(UserError, match="pickled") as error:
             load(str(text))
-        assert "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True)" in error.value.fix
+        assert "torch.load('pytorch_model.bin', 'cpu', weights_only=True)" in error.value.fix
     np.savez(tmp_path / "odd.npz", np.array([Bomb()], dtype=object))
     with pytest.raises(UserError, match="allow_pickle=False"):
         load(str(tmp_path / "odd.npz"))

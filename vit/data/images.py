@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,7 +45,7 @@ class Images:
             self._skip(i, self.listing.bad[i])
         if self.listing.bad.keys() >= set(self.ids.tolist()):
             raise all_bad(self.listing, split)
-        self.held = None if config.stream else self._hold(split)
+        self.held = None if config.stream else held(self._evaluated, len(self.ids), split)
 
     @staticmethod
     def splits(config: FolderData) -> tuple[str, ...]:
@@ -59,13 +60,6 @@ class Images:
         notes = [f"{problem.what} ({problem.where})" for problem in found.problems]
         bad = [f"{len(found.bad)} bad images are skipped"] if found.bad else []
         return [f"found {found.form}: {len(found.class_names)} classes; images: {counts}", *notes, *bad]
-
-    def _hold(self, split: str) -> list[dict[str, Any]]:
-        """All examples, as evaluation sees them."""
-        with ThreadPoolExecutor() as pool:
-            reading = pool.map(self._evaluated, range(len(self.ids)))
-            shown = track(reading, f"reading {split}", len(self.ids), console=Console(stderr=True), transient=True)
-            return list(shown)
 
     def _decoded(self, index: int) -> UInt8[np.ndarray, "H W 3"] | None:
         """The whole image, or None if it's bad and may be skipped."""
@@ -118,6 +112,13 @@ class Images:
         while (image := self._decoded(index)) is None:
             index = (index + 1) % len(self.ids)
         return self._example(index, inception_crop(image, self.config.size, rng))
+
+
+def held(read: Callable[[int], dict[str, Any]], count: int, split: str) -> list[dict[str, Any]]:
+    """All examples of a split, read by threads under a progress bar."""
+    with ThreadPoolExecutor() as pool:
+        reading = pool.map(read, range(count))
+        return list(track(reading, f"reading {split}", count, console=Console(stderr=True), transient=True))
 
 
 def all_bad(found: Listing, split: str) -> UserError:

@@ -5,19 +5,16 @@ A source has `class_names` and knows its `id`s, which name an example for good: 
 
 import random
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from vit.config import DigitsData, FolderData, TfdsData
 from vit.data.crop import as_evaluated, inception_crop, shifted_crop
 from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS
-from vit.data.images import Images
+from vit.data.images import Images, held
 from vit.errors import UserError
 
 
@@ -107,14 +104,7 @@ class Tfds:
             raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
         self.start, self.channels = part.from_ or 0, features["image"].shape[-1] or 3  # grey comes in three equal channels
         self.class_names = features["label"].names or [str(i) for i in range(features["label"].num_classes)]
-        self.held = None if config.stream else self._hold(split)
-
-    def _hold(self, split: str) -> list[dict[str, Any]]:
-        """All examples, decoded."""
-        with ThreadPoolExecutor() as pool:
-            reading = pool.map(self._read, range(len(self.source)))
-            shown = track(reading, f"reading {split}", len(self.source), console=Console(stderr=True), transient=True)
-            return list(shown)
+        self.held = None if config.stream else held(self._read, len(self.source), split)
 
     def _read(self, index: int) -> dict[str, Any]:
         example = self.source[index]

@@ -18,12 +18,12 @@ INDEX = "model.safetensors.index.json"
 def refuse_pickle(path: Path) -> None:
     """Raise `UserError` with the command that converts a PyTorch file where PyTorch is."""
     code = (
-        f"import torch, safetensors.torch as s; d = torch.load('{path.name}', map_location='cpu', weights_only=True); "
-        "d = next((d[k] for k in ('model', 'state_dict', 'teacher') if k in d), d); "
-        "s.save_file({k: v.contiguous().clone() for k, v in d.items() if hasattr(v, 'clone')}, 'model.safetensors')"
+        f"import torch, safetensors.torch as s; d = torch.load('{path.name}', 'cpu', weights_only=True); "
+        "[d := d.get(k, d) for k in ('model', 'state_dict', 'teacher')]; "
+        "s.save_file({k: v.clone().contiguous() for k, v in d.items() if hasattr(v, 'clone')}, 'model.safetensors')"
     )
     what = "PyTorch's pickled files can run code when they are opened, so they are not read"
-    raise UserError(what, str(path), f'run this where PyTorch is, and give what it writes: python -c "{code}"')
+    raise UserError(what, str(path), f'run where PyTorch is: python -c "{code}"')
 
 
 def weights_in(folder: Path) -> Path:
