@@ -63,6 +63,23 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     return out, err
 
 
+SLOW = (
+    "test_kills",
+    "test_notebooks",
+    "test_programs",
+    "test_sharding",
+    "test_state",
+    "test_vit",
+    "test_finetune",
+    "test_hosts",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_are_let_go():
     """jax keeps all it has compiled: gigabytes by the end, through which the garbage collector goes again and again."""
