@@ -80,6 +80,10 @@ def contradiction(wanted: Evaluation) -> tuple[str, str] | None:
         return "--workdir is missing", "give the folder of a run, as --workdir runs/digits-s0"
     if wanted.probe == "none" and (wanted.few_shot or wanted.weights):
         return f"{'--few-shot' if wanted.few_shot else '--weights'} needs a probe", "give --probe knn or --probe linear"
+    if wanted.weights and wanted.checkpoint != "last":
+        return "--weights are those of a run's last checkpoint", "leave --checkpoint out, or give --workdir instead"
+    if not wanted.weights and wanted.data != Images():
+        return "--data is of a probe on --weights", "leave it out: a run knows its data"
     if bool(wanted.weights) != bool(wanted.data.dir):
         return "--weights and --data.dir go together", "give both, or --workdir for a run on its own data"
     return None

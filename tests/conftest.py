@@ -63,21 +63,13 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     return out, err
 
 
-SLOW = (
-    "test_kills",
-    "test_notebooks",
-    "test_programs",
-    "test_sharding",
-    "test_state",
-    "test_vit",
-    "test_finetune",
-    "test_hosts",
-)
+SLOW = ["kills", "notebooks", "programs", "sharding", "state", "vit", "finetune", "hosts", "randaugment", "malformed", "errors"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+    names = [f"test_{name}" for name in SLOW]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -59,6 +59,7 @@ from vit.training.defaults import resolve
 from vit.training.evaluate import Trained, evaluate_split, open_run
 from vit.training.hosts import joined
 from vit.training.sharding import check_batch_size, make_mesh
+from vit.training.stop import Stop
 from vit.training.storage import open_folder
 from vit.training.trained import trained
 from vit.training.workdir import check_resumable, locked
@@ -127,7 +128,7 @@ def failing(number: int, *names: str) -> Callable[[At], Any]:
     return provoke
 
 
-def evaluation(at: At, **wanted: str) -> None:
+def evaluation(at: At, **wanted: Any) -> None:
     stop: Any = None
     eval_program.main(eval_program.Evaluation(**wanted), stop)
 
@@ -250,11 +251,17 @@ def other_data(**differing: Any) -> Callable[[At], Any]:
     return lambda at: evaluate_split(model, "val", stop)
 
 
+def coloured(at: At) -> None:
+    """A probe of a model of colours on grey digits."""
+    task: Any = types.SimpleNamespace(shape={"channels": 3})
+    probe.probe(Trained(Config(), task, {}, {}, 3, Path("runs/digits-s0"), []), "knn", "val", [], Stop())
+
+
 def blind(at: At) -> None:
     """A probe of a model whose features are NaN."""
     at.patch.setattr(probe, "over", lambda *_: iter([{"outputs": np.full((2, 3), np.nan), "label": np.zeros(2, int)}]))
-    stop: Any = None
-    probe.probe(Trained(Config(), None, {}, {}, 3, Path("runs/digits-s0"), []), "knn", "val", [], stop)
+    task: Any = types.SimpleNamespace(shape={"channels": 1})
+    probe.probe(Trained(Config(), task, {}, {}, 3, Path("runs/digits-s0"), []), "knn", "val", [], Stop())
 
 
 def diverging(at: At) -> None:
@@ -499,6 +506,12 @@ CASES: dict[str, Callable[[At], Any]] = {
     "few shots without a probe": lambda at: evaluation(at, workdir="runs/digits-s0", few_shot="1,5"),
     "weights without a probe": lambda at: evaluation(at, weights="weights.safetensors"),
     "weights without images": lambda at: evaluation(at, weights="weights.safetensors", probe="knn"),
+    "probe of the training split": lambda at: probe.probe(
+        Trained(Config(), None, {}, {}, 3, at.folder, []), "knn", "train", [], Stop()
+    ),
+    "probe of other channels": coloured,
+    "checkpoint of weights": lambda at: evaluation(at, weights="w", probe="knn", checkpoint="7"),
+    "images of a run's probe": lambda at: evaluation(at, workdir="w", probe="knn", data=eval_program.Images(size=9)),
     "few shots of none": lambda at: evaluation(at, workdir="runs/digits-s0", probe="knn", few_shot="0,5"),
     "features that aren't finite": blind,
     "evaluation of a folder without a run": lambda at: evaluation(at, workdir=str(at.folder)),

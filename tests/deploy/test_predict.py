@@ -121,6 +121,10 @@ def test_odd_pictures(predictor, tmp_path):
     clear = Image.new("PA", (8, 8))  # transparent all over: seen as white
     for picture in (clear, Image.new("La", (8, 8)), Image.new("RGBa", (8, 8))):
         assert (predictor.view(picture) == 255).all(), picture.mode
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    np.testing.assert_array_equal(predictor.view(grey.convert("I")), predictor.view(grey))
+    grey.info["exif"] = b"Exif\0\0garbage"
+    assert predictor.view(grey).shape == (8, 8, 1)
     exif = Image.Exif()
     exif[0x0112] = 9
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)

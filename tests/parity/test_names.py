@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from vit.errors import UserError
 from vit.weights.files import refuse_pickle
-from vit.weights.timm import PIXELS, _activation
+from vit.weights.pretrained import Found
+from vit.weights.timm import PIXELS, _activation, understand
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 
@@ -30,6 +32,18 @@ def test_activations_and_pixels(pattern):
             known = [(mean, std) for part, (mean, std) in PIXELS.items() if re.search(part, name)]
             config = timm.get_pretrained_cfg(name)
             assert not known or known[0] == (tuple(config.mean), tuple(config.std)), name
+
+
+@pytest.mark.parametrize("pattern", ["vit_base_patch*augreg*", "vit_*reg*dinov2*", "deit3_small*"])
+def test_a_published_model_is_not_taken_for_one_with_holes(pattern):
+    names = timm.list_pretrained(pattern)
+    assert names
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        arrays = {key: np.broadcast_to(np.float32(0), tuple(x.shape)) for key, x in model.state_dict().items()}
+        config, *_ = understand(Found(arrays, {}, {}, {}, name, name))
+        assert (config.width, config.depth) == (model.embed_dim, len(model.blocks))
 
 
 @pytest.mark.parametrize("wrapped", ["", "model", "state_dict", "teacher"])

@@ -28,11 +28,11 @@ MOST_SIDE = 1_000_000  # on longer rows Pillow reports that memory ran out
 LARGE = 16_000_000  # pixels; one image of more is decoded at a time, as each may take a gigabyte
 BAND = 4_000_000  # pixels that are converted at a time
 MOST_SCANNED = 4_000_000_000  # pixels, over all scans of a JPEG: 40 scans of a hundred megapixels, which usually has ten
-MOST_SEGMENTS = 5_000  # of a JPEG
-MOST_CHUNKS = 100_000  # of a PNG; Pillow takes 10 µs for each
+MOST_SEGMENTS, MOST_CHUNKS = 5_000, 100_000  # of a JPEG; of a PNG, where Pillow takes 10 µs for each
 MOST_BLOCKS = 1_000_000  # of a GIF, before its first frame
 PNG = b"\x89PNG\r\n\x1a\n"
-OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+OF_THE_FILE = {errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+OF_THE_FILE |= {errno.EACCES, errno.EPERM}
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 _large = threading.Lock()

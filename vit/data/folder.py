@@ -18,6 +18,7 @@ from vit.config import FolderData
 from vit.data.decode import begins_an_image
 from vit.errors import UserError
 
+DEEPEST = 100  # folders in folders that are looked into; Python would give up at a thousand
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -25,7 +26,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # Files with these endings count as images, whether they can be decoded or not; any other must begin as an image does.
-DEEPEST = 100  # folders in folders that are looked into; Python would give up at a thousand
 ENDINGS = {
     ".jpg",
     ".jpeg",

@@ -75,6 +75,7 @@ class Tfds:
         from absl import logging
         from tensorflow_datasets.core import ReadInstruction, read_only_builder
         from tensorflow_datasets.core.decode import SkipDecoding
+        from tensorflow_datasets.core.features import Image
         from tensorflow_datasets.core.registered import DatasetNotFoundError
 
         logging.set_verbosity(logging.ERROR)  # else it recommends OpenCV
@@ -86,7 +87,7 @@ class Tfds:
         except DatasetNotFoundError as error:
             raise UserError(f"{config.name} isn't prepared here", str(folder), prepare) from error
         features = builder.info.features
-        if not {"image", "label"} <= features.keys():
+        if not {"image", "label"} <= features.keys() or not isinstance(features["image"], Image):
             what = f"{config.name} has no image and label, only {', '.join(sorted(features))}"
             raise UserError(what, str(folder), "choose another --data.name")
         if None in features["image"].shape[:2] and not config.size:
@@ -102,7 +103,10 @@ class Tfds:
         except (ValueError, KeyError, AssertionError) as error:
             what = f"{config.name} has no split {self.spec!r}, but {', '.join(builder.info.splits)}"
             raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
-        self.start, self.channels = part.from_ or 0, features["image"].shape[-1] or 3  # grey comes in three equal channels
+        self.start, self.channels = (
+            part.from_ or 0,
+            1 if features["image"].shape[-1] == 1 else 3,
+        )
         self.class_names = features["label"].names or [str(i) for i in range(features["label"].num_classes)]
         self.held = None if config.stream else held(self._read, len(self.source), split)
 

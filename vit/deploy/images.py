@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vit.data.decode import BadImage, decode, upright
+from vit.data.decode import BadImage, decode, exif_orientation, upright
 from vit.data.folder import DEEPEST, ENDINGS
 from vit.errors import UserError
 
@@ -120,11 +120,12 @@ def _of_picture(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image.load()
     except (OSError, ValueError) as error:
         raise BadImage(f"it is cut off or damaged ({error!s:.80})") from error
-    turned = image.getexif().get(0x0112, 1)
-    turned = turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
-    if image.mode.startswith("I"):  # 16 bits, in the bytes' order of this machine or the other, or in 32
-        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535).astype(np.uint16)
-        image = Image.fromarray(deep)
+    turned = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        if image.mode == "I" and deep.max() < 256:  # 32 bits that hold 8
+            deep = deep * 257
+        image = Image.fromarray(np.clip(deep, 0, 65535).astype(np.uint16))
     elif image.mode in ("PA", "La", "RGBa"):
         image = image.convert("RGBA" if image.mode != "La" else "LA")
     elif image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
@@ -143,7 +144,8 @@ def listed(images: Any) -> Iterable[Any]:
     if hasattr(images, "ndim"):  # NumPy's, JAX's, and others that NumPy can read
         array = np.asarray(images)
         return list(array) if array.ndim == 4 else [array]
-    if not isinstance(images, Iterable):
+    try:
+        return iter(images)
+    except TypeError as error:
         fix = "give paths, arrays or PIL images: one, or a list of them"
-        raise UserError(f"this is no image: {type(images).__name__}", "predict()", fix)
-    return images
+        raise UserError(f"this is no image: {type(images).__name__}", "predict()", fix) from error

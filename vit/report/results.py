@@ -46,7 +46,7 @@ def write_probe(run: Any, figures: dict[str, Any]) -> None:
     rows = [("training images", f"{figures['train_examples']:,}"), ("examples", f"{figures['examples']:,}")]
     rows += [("top-1", f"{figures['top1']:.2%}"), ("95 % interval", f"{low:.2%} to {high:.2%}")]
     rows += [(f"top-1, {n} a class", f"{x['mean']:.2%} ± {x['std']:.2%}") for n, x in figures["few_shot"].items()]
-    _table(f"{figures['probe']} probe, {figures['dataset']} {figures['split']}, step {figures['step']:,}", rows)
+    _table(f"{figures['probe']} probe of {figures['model']}, {figures['dataset']} {figures['split']}", rows)
 
 
 def _table(title: str, rows: Iterable[tuple[str, str]]) -> None:

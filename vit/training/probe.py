@@ -28,12 +28,16 @@ Labels = Int[np.ndarray, "N"]
 def probe(model: Trained, kind: str, split: str, shots: Sequence[int], stop: Stop) -> dict[str, Any]:
     """The accuracy on a split of a `kind` ("knn" or "linear") of classifier on features of the training split.
 
-    With `shots`, also from so many training images a class, the mean of five draws.
+    With `shots`, also from so many training images a class, the mean of five draws. Raises `UserError` for images that the
+    model doesn't take, and for features that aren't finite.
     """
+    if split == "train":
+        raise UserError("a probe learns from the training split", "the command line", "give --split val or --split test")
     (known, labels), (asked, truth) = (_features(model, name, stop) for name in ("train", split))
     classify = {"knn": nearest, "linear": linear}[kind]
     right = classify(known, labels, asked) == truth
-    figures: dict[str, Any] = {"probe": kind, "dataset": model.meta["data"]["dataset"], "split": split, "step": model.step}
+    figures: dict[str, Any] = {"probe": kind, "model": str(model.where), "step": model.step}
+    figures |= {"dataset": model.meta["data"]["dataset"], "split": split}
     figures |= {"train_examples": len(labels), "examples": len(truth), "top1": float(right.mean())}
     figures["top1_ci95"] = list(wilson(figures["top1"], len(truth)))
     few = {str(n): [_few(classify, n, draw, known, labels, asked, truth) for draw in range(DRAWS)] for n in shots}
@@ -65,7 +69,8 @@ def nearest(known: Features, labels: Labels, asked: Features, k: int = NEIGHBOUR
 def linear(known: Features, labels: Labels, asked: Features) -> Labels:
     """Each vector's class by scikit-learn's logistic regression on features of mean 0 and deviation 1.
 
-    The penalty is the one of five that does best on a fifth of the training vectors, learnt from the others.
+    The penalty is the one of five that does best on a fifth of the training vectors, learnt from the others; with fewer than
+    5 of some class it is scikit-learn's default.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -100,7 +105,12 @@ def _few(
 
 
 def _features(model: Trained, split: str, stop: Stop) -> tuple[Features, Labels]:
-    batches = list(over(model, open_source(model.config.data, split), split, make_feature_step, stop))
+    source = open_source(model.config.data, split)
+    channels, wanted = source[0]["image"].shape[-1], model.task.shape["channels"]
+    if channels != wanted:
+        what = f"the data has images of {channels} channels, the model takes {wanted}"
+        raise UserError(what, str(model.where), "probe it with the data set that it was trained on, or give --weights")
+    batches = list(over(model, source, split, make_feature_step, stop))
     features, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("outputs", "label"))
     features = features.astype(np.float32)
     if not np.isfinite(features).all():
@@ -110,7 +120,7 @@ def _features(model: Trained, split: str, stop: Stop) -> tuple[Features, Labels]
 
 def few(text: str) -> list[int]:
     """`1,5,10` as numbers. Raises `UserError` for anything else."""
-    parts = text.replace(" ", ",").split(",") if text else []
+    parts = text.replace(",", " ").split()
     if not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--few-shot can't be {text!r:.40}", "the command line", "give images a class, as --few-shot 1,5,10")
     return [int(part) for part in parts]

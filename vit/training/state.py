@@ -120,7 +120,7 @@ def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Arr
 
 
 def make_feature_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
-    """(params, batch) → each example's pooled vector, what the head would classify by, jitted."""
+    """(params, batch) → each example's pooled vector, before a tanh layer and the head, jitted."""
     return jax.jit(lambda params, batch: merge(task.graph, params)(prepare(batch, None)["image"])[1]["pooled"])
 
 

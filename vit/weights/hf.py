@@ -161,7 +161,7 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str
     head = next((name for name in heads if f"{name}.weight" in arrays), "")
     classes = arrays[f"{head}.weight"].shape[0] if head else 0
     made = str((found.config.get("architectures") or [""])[0])
-    due = next((name for part, name in HEADS.items() if part in made), head)
+    due = next((name for part, name in HEADS.items() if part in made and found.config.get("id2label") != {}), head)
     if due != head:
         fix = "give the whole file as its library saved it"
         raise UserError(f"the weights don't fit: {made} has {due}.weight, which the file lacks", found.where, fix)

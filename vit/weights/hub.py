@@ -1,6 +1,8 @@
 """Weights from the Hugging Face hub: the only file that imports huggingface_hub, which the extra `hub` brings."""
 
 import contextlib
+import errno
+import sys
 from pathlib import Path
 
 from vit.errors import UserError
@@ -39,9 +41,13 @@ def fetch(text: str) -> Path:
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"the hub knows no {repository}", text, "see the name on the hub's page of the model") from error
     except (OSError, RuntimeError, httpx.HTTPError, errors.HfHubHTTPError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             folder = Path(hub.snapshot_download(repository, allow_patterns=WANTED, local_files_only=True))
             if any((folder / name).is_file() for name in ("model.safetensors", INDEX)):  # shards alone: a download was cut off
+                said = f"the hub doesn't answer ({type(error).__name__}): {folder}, downloaded before, is used"
+                print(said, file=sys.stderr)
                 return folder
         what = f"the hub doesn't answer ({type(error).__name__}), and {repository} was never downloaded here"
         raise UserError(what, text, "try again with a network, or give a folder that was downloaded elsewhere") from error

@@ -185,12 +185,12 @@ def _config(found: Found, told: dict[str, Any], notes: list[str]) -> tuple[ViTCo
 def _refuse_gaps(found: Found, config: ViTConfig, told: dict[str, Any]) -> None:
     """Raise `UserError` where an array that is missing would make another model, and one that timm doesn't mean."""
     name, given = found.name, {**found.config, **(found.config.get("model_args") or {})}
-    registers, head = re.search(r"reg(\d+)", name), found.arrays.get("head.weight")
+    registers, head = re.search(r"^vit_.*_reg(\d+)_", name), found.arrays.get("head.weight")
     rotary, dinov3 = config.rope == "dinov3", "blocks.0.gamma_1" in found.arrays
     lacks = {
         "pos_embed": rotary and not dinov3,
         "reg_token": config.registers != int(registers[1]) if registers else rotary and dinov3 and not config.registers,
-        "the layer scales": re.search("dinov[23]|deit3", name) and not config.layer_scale,
+        "the layer scales": re.search("^vit_.*_dinov[23]|^deit3_", name) and not config.layer_scale,
         "norm.weight": config.final_norm == "none" and given.get("final_norm") is not False and not re.search(NO_NORM, name),
     }
     if missing := [what for what, lacking in lacks.items() if lacking]:
