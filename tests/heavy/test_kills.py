@@ -1,17 +1,14 @@
-"""Stops of a short digits run, at random moments and at chosen places: it ends bitwise as if nothing had happened."""
+"""Kills of a short digits run, at random moments and at chosen places: it ends bitwise as if nothing had happened."""
 
 import random
 import signal
 import subprocess
 import sys
-import time
 
-import pytest
-
-from tests.conftest import REPO, SMALL, program_environment, run, start
+from tests.conftest import REPO, program_environment, run, start
+from tests.heavy.conftest import COMMAND
 from tests.test_programs import assert_same_state, final_state
 
-COMMAND = [*SMALL, "--steps=1500", "--save-every=50", "--eval-every=100"]
 STOPS = 4
 
 CHECKPOINT = "vit.training.checkpoint."
@@ -45,24 +42,8 @@ KILLS = [
     ("vit.training.evaluate.evaluate+", 1),
     ("vit.training.log.Log.metrics+", 30),
 ]
-# At these a process that still runs notices, saves and exits with 75.
-SIGNALS = [
-    *[("compile", tenths) for tenths in (0, 3, 10, 25)],
-    *[("vit.training.loop.Loop.update", n) for n in (1, 2, 33, 121)],
-    *[("vit.training.evaluate.evaluate", n) for n in (1, 2)],
-    *[("vit.training.evaluate.place", n) for n in (1, 9)],
-    *[SAVING[i] for i in (0, 1, 3, 4, 6, 8)],
-]
 # After the last update: the evaluation that ends the run.
 AT_THE_END = [("vit.training.evaluate.evaluate_split", 1), ("vit.report.results.write", 1)]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that nobody disturbs, and the seconds that it takes."""
-    workdir, begin = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
-    run("train.py", *COMMAND, f"--workdir={workdir}")
-    return workdir, time.monotonic() - begin
 
 
 def test_stopped_at_random(whole, tmp_path):
@@ -116,23 +97,3 @@ def test_killed_at_every_place(whole, tmp_path):
     run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
     print(f"{len(kills)} kills survived")
-
-
-def test_told_to_stop_at_every_place(whole, tmp_path):
-    print()
-    for place, count in SIGNALS:
-        code, err = struck("SIGTERM", place, count, tmp_path / "run")
-        assert code == 75, f"{place}: {err}"
-        step, _ = final_state(tmp_path / "run")
-        assert f"stopped at step {step} and saved" in err
-        assert (tmp_path / "run" / "report.html").is_file()
-    run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
-    assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
-    (tmp_path / "run" / "eval.json").unlink()
-    for place, count in [("vit.training.evaluate.evaluate", 1), ("vit.training.evaluate.place", 1)]:  # of a finished run
-        code, err = struck("SIGTERM", place, count, tmp_path / "run")
-        assert code == 75
-        assert "stopped before the evaluation was done" in err
-    run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
-    assert (tmp_path / "run" / "eval.json").is_file()
-    print(f"{len(SIGNALS) + 2} signals answered")
