@@ -26,7 +26,7 @@ def test_told_to_stop_at_every_place(whole, tmp_path):
     run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_state(final_state(tmp_path / "run"), final_state(whole[0]))
     (tmp_path / "run" / "eval.json").unlink()
-    for place, count in [("vit.training.evaluate.evaluate", 1), ("vit.training.evaluate.place", 1)]:  # of a finished run
+    for place, count in [("vit.training.evaluate.evaluate_split", 1), ("vit.training.evaluate.place", 1)]:  # of a finished run
         code, err = struck("SIGTERM", place, count, tmp_path / "run")
         assert code == 75
         assert "stopped before the evaluation was done" in err
