@@ -37,11 +37,9 @@ def test_a_clone_beside_the_notebook_is_not_taken_for_the_package(path, tmp_path
     (tmp_path / "IPython").mkdir()
     (tmp_path / "IPython" / "display.py").write_text("Image = Markdown = display = None")
     (tmp_path / "pip.py").write_text("import sys; print('INSTALLING', sys.argv)")
-    before = (
-        "import sys; sys.path[:] = ['', *(p for p in sys.path if 'site-packages' not in p and p != REPO)]; sys.meta_path[:] = "
-    )
-    before += "[m for m in sys.meta_path if 'editable' not in str(m)]\n"
-    before = f"REPO = {str(REPO)!r}\n{before}"
+    # A Python that hasn't got the package, wherever this one has it from.
+    before = "import os, sys; sys.path[:] = ['', *(p for p in sys.path if not os.path.exists(p + '/vit/__init__.py'))]\n"
+    before += "sys.meta_path[:] = [m for m in sys.meta_path if 'editable' not in str(m)]\n"
     environment = {**os.environ, "VIT_REPOSITORY": str(tmp_path / "vit"), "PYTHONPATH": str(tmp_path)}
     call = [sys.executable, "-c", before + code.partition("def run(")[0]]
     done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

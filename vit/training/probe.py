@@ -109,7 +109,7 @@ def _features(model: Trained, split: str, stop: Stop) -> tuple[Features, Labels]
     channels, wanted = source[0]["image"].shape[-1], model.task.shape["channels"]
     if channels != wanted:
         what = f"the data has images of {channels} channels, the model takes {wanted}"
-        raise UserError(what, str(model.where), "probe it with the data set that it was trained on, or give --weights")
+        raise UserError(what, str(model.where), "give the data set that it was trained on, or --weights with --data.dir")
     batches = list(over(model, source, split, make_feature_step, stop))
     features, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("outputs", "label"))
     features = features.astype(np.float32)
