@@ -9,7 +9,7 @@ from tests.conftest import REPO, program_environment, run, start
 from tests.heavy.conftest import COMMAND
 from tests.test_programs import assert_same_state, final_state
 
-STOPS = 4
+STOPS = 2
 
 CHECKPOINT = "vit.training.checkpoint."
 SAVING = [  # the phases of a save, in their order: (place, call). A kill comes at one of these calls, by chance.
