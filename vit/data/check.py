@@ -1,9 +1,7 @@
 """`vit check`: a look at every image of a data set before anything is compiled. `vit.report.check` writes and draws."""
 
-import contextlib
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +22,7 @@ from vit.errors import UserError
 
 QUICK = 2.0  # seconds that a run spends on headers before it compiles
 FEW, MANY = 64, 512  # images handed to the threads at a time: where it may end early, and where all are looked at
-LARGE = 16_000_000  # pixels; one image of more is decoded at a time, as each may take a gigabyte
 CLASSES = 40  # beyond that they aren't named one by one
-
-_large = threading.Lock()
 
 
 class Twin(NamedTuple):
@@ -106,10 +101,8 @@ def _look(found: Listing, i: int) -> _Look:
         source = found.read(i)
         data = source if isinstance(source, bytes) else contents(source)
         digest = hashlib.sha256(data).digest()
-        start = header(data)
-        with _large if start.height * start.width > LARGE else contextlib.nullcontext():
-            image = decode(data)
-            return _Look(digest, image.shape[:2], thumbnail(image), found.bad.get(i, ""))
+        image = decode(data)
+        return _Look(digest, image.shape[:2], thumbnail(image), found.bad.get(i, ""))
     except BadImage as error:
         return _Look(digest, bad=found.bad.get(i) or str(error))
 

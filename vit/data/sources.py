@@ -103,10 +103,8 @@ class Tfds:
         except (ValueError, KeyError, AssertionError) as error:
             what = f"{config.name} has no split {self.spec!r}, but {', '.join(builder.info.splits)}"
             raise UserError(what, str(folder), f"give --data.{split} in TFDS's notation, as train[:90%]") from error
-        self.start, self.channels = (
-            part.from_ or 0,
-            1 if features["image"].shape[-1] == 1 else 3,
-        )
+        self.start = part.from_ or 0
+        self.channels = 1 if features["image"].shape[-1] == 1 else 3  # what is decoded has three, grey three equal ones
         self.class_names = features["label"].names or [str(i) for i in range(features["label"].num_classes)]
         self.held = None if config.stream else held(self._read, len(self.source), split)
 
