@@ -28,8 +28,8 @@ def main(config: Config, stop: Stop) -> None:
 
     from vit.data.augment import make_prepare, preprocessing
     from vit.data.batches import Batches, once
-    from vit.data.sources import describe, labels, open_source, said, splits
-    from vit.report import attention, counts, pictures, results
+    from vit.data.sources import describe, open_source, said, splits
+    from vit.report import results
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
@@ -83,19 +83,17 @@ def main(config: Config, stop: Stop) -> None:
             batches = Batches(train_source, config.seed, config.batch_size, part, config.data.stream)
             prepare = make_prepare(config.data, config.augment)
             train_step, eval_step = make_train_step(task, prepare, config, like), make_eval_step(task, prepare)
+            own = results.OF_TASK[type(task)]
             if not found and hosts.primary():
-                pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
-                most = 1_000 if config.data.stream else None  # a label is read with its image
-                found_labels = {name: labels(source, most) for name, source in (("train", train_source), ("val", val_source))}
-                counts.labels(run / "labels.png", found_labels, task.class_names)
+                own.beginning(run, task, config, batches, prepare, {"train": train_source, "val": val_source})
 
-            look, seen = attention.watch(task, prepare, val_source, mesh), {}
+            look, seen = own.watch(task, prepare, val_source, mesh), {}
 
             def validate(state: dict, batches: int | None = None) -> dict:
                 split = itertools.islice(once(val_source, config.batch_size, part, config.data.stream), batches)
                 check = (lambda: None) if batches else (lambda: evaluate.check_stop(stop, mesh, "stopped"))
                 figures, examples = evaluate.evaluate(task, eval_step, evaluated(state), split, mesh, check)
-                seen.update(step=int(state["step"]), figures=figures, examples=examples, attention=look(evaluated(state)))
+                seen.update(step=int(state["step"]), figures=figures, examples=examples, watched=look(evaluated(state)))
                 return figures
 
             meta = {

@@ -31,6 +31,7 @@ import pytest
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
+from tests.data import mask_faults
 from tests.data.faults import folders
 from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
@@ -40,7 +41,21 @@ from tests.training.test_loop import Run
 from tests.weights import faults as weights_faults
 from tests.weights.test_start import pretrained
 from vit import cli, weights
-from vit.config import SGD, Config, DigitsData, FolderData, TfdsData, from_json, to_json
+from vit.config import (
+    SGD,
+    ClassificationConfig,
+    Config,
+    DigitsData,
+    EomtHead,
+    FolderData,
+    MaskData,
+    SegmentationConfig,
+    TfdsData,
+    ViTConfig,
+    from_json,
+    to_json,
+    validate,
+)
 from vit.data import check as check_module
 from vit.data import images as images_module
 from vit.data import prepare as prepare_module
@@ -53,6 +68,7 @@ from vit.data.sources import Digits, Tfds, describe, open_source
 from vit.deploy.images import listed
 from vit.errors import UserError
 from vit.flags import parse_config
+from vit.tasks import make_task
 from vit.training import probe, storage
 from vit.training.checkpoint import Checkpoints, Found
 from vit.training.defaults import resolve
@@ -386,6 +402,21 @@ def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], A
     return provoke
 
 
+OBJECTS = SegmentationConfig(head=EomtHead(output="panoptic", blocks=1))
+
+
+def task_of(config: Any, more: dict[str, Any]) -> Any:
+    """A task on data of two classes."""
+    data = {"dataset": "mine", "class_names": ["cat", "dog"], "image_size": [32, 32], "channels": 3}
+    return make_task(config, ViTConfig(), data | more)
+
+
+def segmenting(*args: str) -> Callable[[At], Any]:
+    """A command line after the config of digit scenes."""
+    config = REPO / "configs" / "segment_digits.py"
+    return lambda at: parse_config(["--config", str(config), *args], config)
+
+
 def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
     """`vit check` of cats and dogs, with something changed."""
 
@@ -531,6 +562,18 @@ CASES: dict[str, Callable[[At], Any]] = {
     "setting that isn't chosen": lambda at: resolve(Config(auto=("optim.lrr",)), 100, 1000, True),
     # pretrained weights
     **weights_faults.CASES,
+    # segmentation
+    **{f"masks: {name}": (lambda at, case=case: case(at.folder)) for name, case in mask_faults.CASES.items()},
+    "segmentation of labels": lambda at: task_of(SegmentationConfig(), {}),
+    "classification of masks": lambda at: task_of(ClassificationConfig(), {"view": "whole"}),
+    "objects of masks without any": lambda at: task_of(OBJECTS, {"view": "whole", "things": None}),
+    "objects in windows": lambda at: task_of(OBJECTS, {"view": "sliding", "things": [True, True]}),
+    "an augmentation that leaves masks behind": segmenting("--augment.cutmix", "1"),
+    "a stride that isn't reached": segmenting("--task.head.stride", "3"),
+    "a size of three": lambda at: validate(Config(data=MaskData(size=(32, 32, 32)))),
+    "a size that patches don't tile": lambda at: validate(Config(data=MaskData(size=(32, 50)))),
+    "a scale that goes back": lambda at: validate(Config(data=MaskData(size=(32, 32), scale=(2.0, 1.0)))),
+    "more joined blocks than blocks": lambda at: validate(Config(task=SegmentationConfig(head=EomtHead(blocks=13)))),
     # image sets of one's own
     "no folder of images": lambda at: images(at, dir=""),
     "folder of images that isn't there": lambda at: images(at, dir=str(at.folder / "none")),

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vit.config import FolderData, TfdsData
+from vit.config import FolderData, MaskData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse
@@ -42,6 +42,15 @@ class Checking:
     """What `vit check` is told beside the folder."""
 
     data: FolderData = field(default_factory=FolderData)
+    out: str = ""
+    """The folder for what it finds. Default: check-NAME in the current one."""
+
+
+@dataclass(frozen=True)
+class CheckingMasks:
+    """What `vit check` is told beside the folder of a set with masks."""
+
+    data: MaskData = field(default_factory=MaskData)
     out: str = ""
     """The folder for what it finds. Default: check-NAME in the current one."""
 
@@ -89,8 +98,12 @@ def run(args: list[str], stop: Stop | None = None) -> None:
 def check(args: list[str]) -> None:
     """`vit check`: every image of a data set decoded. Raises `UserError` if it can't be trained on as it is."""
     from vit.data.check import examine, told, verdict
+    from vit.data.maskcheck import has_masks
     from vit.report.check import place, write
 
+    if has_masks(args[0]):
+        check_masks(args)
+        return
     wanted = parse(args[1:], Checking(), "Look at a data set of images, and change nothing in it.")
     data = replace(wanted.data, dir=args[0])
     folder = place(data.dir, wanted.out)
@@ -98,6 +111,22 @@ def check(args: list[str]) -> None:
     write(folder, findings)
     print("\n".join(told(findings)))
     print(f"look at {folder}: classes.png, sizes.png, bad_files.csv, duplicates.csv, problems.csv", flush=True)
+    verdict(findings, folder)
+
+
+def check_masks(args: list[str]) -> None:
+    """`vit check` of images with masks: every pair decoded. Raises `UserError` if they can't be trained on as they are."""
+    from vit.data.maskcheck import examine, told, verdict
+    from vit.report.check import place
+    from vit.report.maskcheck import FILES, write
+
+    wanted = parse(args[1:], CheckingMasks(), "Look at a data set of images with masks, and change nothing in it.")
+    data = replace(wanted.data, dir=args[0])
+    folder = place(data.dir, wanted.out)
+    findings = examine(data)
+    write(folder, findings)
+    print("\n".join(told(findings)))
+    print(f"look at {folder}: {FILES}", flush=True)
     verdict(findings, folder)
 
 

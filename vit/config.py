@@ -12,6 +12,13 @@ from typing import Annotated, Any, Literal
 
 from vit.backbone import VARIANTS as VARIANTS
 from vit.backbone import ViTConfig as ViTConfig
+from vit.dense import ConvHead as ConvHead
+from vit.dense import EomtHead as EomtHead
+from vit.dense import LinearHead as LinearHead
+from vit.dense import MaskData as MaskData
+from vit.dense import ScenesData as ScenesData
+from vit.dense import SegmentationConfig as SegmentationConfig
+from vit.dense import dense_contradictions
 from vit.errors import UserError
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
 from vit.recipe import SGD as SGD
@@ -97,6 +104,8 @@ class AugmentConfig:
     """Pad with this many black pixels and crop back, at random."""
     flip: bool = False
     """Exchange left and right in half of the images."""
+    colour: Share = 0.0
+    """Brightness, contrast and saturation, each by a factor in [1 - colour, 1 + colour]."""
     randaugment: Natural = 0
     """RandAugment's number of operations an image (arXiv 1909.13719, timm's operations, each with probability 0.5)."""
     magnitude: Annotated[float, Range(0, 10)] = 9.0
@@ -115,6 +124,10 @@ class ClassificationConfig:
 
     label_smoothing: Share = 0.0
     """Share of the target's mass spread evenly over all classes."""
+
+
+Data = DigitsData | TfdsData | FolderData | ScenesData | MaskData
+Task = ClassificationConfig | SegmentationConfig
 
 
 @dataclass(frozen=True)
@@ -153,9 +166,9 @@ class Config:
     """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
     auto: tuple[str, ...] = ()
     """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
-    data: DigitsData | TfdsData | FolderData = field(default_factory=DigitsData)
+    data: DigitsData | TfdsData | FolderData | ScenesData | MaskData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    task: ClassificationConfig = field(default_factory=ClassificationConfig)
+    task: ClassificationConfig | SegmentationConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -224,6 +237,7 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         mean, std = len(config.data.mean), len(config.data.std)
         yield not mean, "--data.mean can't be ()", "one value, or one a channel"
         yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
+        yield from dense_contradictions(config)
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
@@ -239,8 +253,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    classes = (Config, DigitsData, TfdsData, FolderData, AugmentConfig, ClassificationConfig, ViTConfig)
-    known = {c.__name__: c for c in (*classes, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
+    kinds = (Config, *typing.get_args(Data), AugmentConfig, *typing.get_args(Task), LinearHead, ConvHead, EomtHead)
+    known = {c.__name__: c for c in (*kinds, ViTConfig, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:
         if isinstance(node, list):

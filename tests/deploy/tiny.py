@@ -31,8 +31,9 @@ def tiny_run(folder: Path, config: Config | None = None, described: dict[str, An
     with Checkpoints(folder / "checkpoints") as checkpoints:
         for step in (0, 3):
             rng = np.random.default_rng(step)
-            head = state["params"]["head/kernel"]
-            params = {**state["params"], "head/kernel": rng.normal(0, 1, head.shape).astype(np.float32)}
+            name = next(name for name in ("head/kernel", "head/classify/kernel") if name in state["params"])
+            head = state["params"][name]
+            params = {**state["params"], name: rng.normal(0, 1, head.shape).astype(np.float32)}
             checkpoints.save(step, jax.tree.map(jax.numpy.asarray, {**state, "params": params}), meta)
             checkpoints.wait()
     write_config(folder, config)

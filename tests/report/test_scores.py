@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from vit.config import ClassificationConfig, ViTConfig
-from vit.report import classification, counts, pictures, scores
+from vit.report import attention, classification, counts, pictures, scores
 from vit.tasks.classification import BINS, Classification
 
 ODD = ["a$b$", "<script>", "Ünïcode 猫", "x" * 90, "two\nlines", "_under", r"back\slash $\frac", "", "{}", "%s"]
@@ -79,7 +79,7 @@ def test_reliability_is_numpys_and_its_bars_are_drawn(drawn):
     rng = np.random.default_rng(2)
     task = three_classes()
     logits, truth = 2 * rng.normal(size=(400, 3)), rng.integers(0, 3, 400)
-    sums = task.metrics(logits, truth)
+    sums = task.metrics(logits, {"label": truth})
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     sure, hit = p.max(axis=1), p.argmax(axis=1) == truth
     edges = np.linspace(0, 1, BINS + 1)
@@ -163,10 +163,12 @@ def test_an_evaluations_pictures(tmp_path, monkeypatch):
     rng, task = np.random.default_rng(5), three_classes()
     source = [{"image": np.full((8, 8, 1), i, np.uint8)} for i in range(30)]
     examples = {"outputs": rng.normal(size=(30, 3)), "label": rng.integers(0, 3, 30), "id": np.arange(100, 130)}
-    figures = task.summary(task.metrics(examples["outputs"], examples["label"]))
+    figures = task.summary(task.metrics(examples["outputs"], examples))
     asked = {}
     monkeypatch.setattr(pictures, "predictions", lambda path, images, *rest: asked.update({path.name: (images, *rest)}))
-    classification.validation(tmp_path, task, examples, figures, source, "digits val")
+    monkeypatch.setattr(attention, "picture", lambda path, seen, names: asked.update({path.name: seen}))
+    classification.validation(tmp_path, task, {"examples": examples, "figures": figures, "watched": 7}, source, "digits val")
+    assert asked.pop("attention.png") == 7
     assert asked.keys() == {"val_predictions.png"}
     assert not list(tmp_path.iterdir())
     assert [int(image[0, 0, 0]) for image in asked["val_predictions.png"][0]] == list(range(classification.SHOWN))

@@ -48,7 +48,7 @@ def ece(probabilities, labels, bins=15):
 def test_figures_are_scikit_learns(seed, n, classes, scale):
     logits, labels = predictions(seed, n, classes, scale)
     task = make(classes, smoothing=0.1)
-    figures = task.summary(task.metrics(logits, labels))
+    figures = task.summary(task.metrics(logits, {"label": labels}))
     probabilities = task.probabilities(logits)
     everything = list(range(classes))
 
@@ -70,7 +70,7 @@ def test_figures_are_scikit_learns(seed, n, classes, scale):
 def test_ties_are_counted_as_scikit_learn_does():
     labels = np.arange(20) % 10
     logits = np.zeros((20, 10), np.float32)
-    figures = make(10).summary(make(10).metrics(logits, labels))
+    figures = make(10).summary(make(10).metrics(logits, {"label": labels}))
     assert figures["top5"] == top_k_accuracy_score(labels, logits, k=5)
 
 
@@ -79,9 +79,11 @@ def test_ties_are_counted_as_scikit_learn_does():
 def test_sums_add_up_over_batches(seed, sizes):
     logits, labels = predictions(seed, sum(sizes), 7)
     task = make(7)
-    whole = task.summary(task.metrics(logits, labels))
+    whole = task.summary(task.metrics(logits, {"label": labels}))
     cuts = np.cumsum(sizes)[:-1]
-    parts = [task.metrics(*part) for part in zip(np.split(logits, cuts), np.split(labels, cuts), strict=True)]
+    parts = [
+        task.metrics(part[0], {"label": part[1]}) for part in zip(np.split(logits, cuts), np.split(labels, cuts), strict=True)
+    ]
     added = task.summary({name: sum(part[name] for part in parts) for name in parts[0]})
     assert added == {k: pytest.approx(v) for k, v in whole.items()}
 
@@ -96,7 +98,7 @@ def test_training_loss_is_optax_smoothed_cross_entropy_and_evaluations_loss(smoo
     got = task.loss(model, batch, None)
     targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 7), smoothing)
     np.testing.assert_allclose(got, optax.softmax_cross_entropy(logits, targets), rtol=1e-5)
-    figures = task.summary(task.metrics(np.asarray(logits), np.asarray(batch["label"])))
+    figures = task.summary(task.metrics(np.asarray(logits), {"label": np.asarray(batch["label"])}))
     assert figures["loss"] == pytest.approx(float(got.mean()), rel=1e-5)
 
 

@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
     def loss(params):
         labels = np.asarray(data["label"])
-        return task.summary(task.metrics(np.asarray(outputs(params, data)), labels))["loss"]
+        return task.summary(task.metrics(np.asarray(outputs(params, data)), {"label": labels}))["loss"]
 
     rng = np.random.default_rng(0)
     way = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params.items()}

@@ -30,6 +30,10 @@ def data(names=NAMES, size=(16, 16), channels=3):
     return {"dataset": "mine", "class_names": names, "image_size": list(size), "channels": channels}
 
 
+def shapes(names=NAMES, size=(16, 16), channels=3, model=MODEL):
+    return split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))[1]
+
+
 def logits(params, images, model=MODEL, size=(16, 16), classes=3):
     shapes = nnx.eval_shape(lambda: ViT(model, image_size=size, channels=images.shape[-1], classes=classes, rngs=nnx.Rngs(0)))
     return np.asarray(merge(nnx.graphdef(shapes), {p: jnp.asarray(x) for p, x in params.items()})(images)[0])
@@ -37,15 +41,15 @@ def logits(params, images, model=MODEL, size=(16, 16), classes=3):
 
 def test_the_head_is_kept_for_the_same_classes_and_begins_anew_for_others():
     weights = pretrained()
-    params, lines = fitted(weights, data())
+    params, lines = fitted(weights, data(), shapes())
     assert params.keys() == weights.params.keys()
     assert lines == ["the head is kept: the same 3 classes"]
     for names in (["cat", "dog"], ["dog", "cat", "eel"]):
-        params, lines = fitted(weights, data(names))
+        params, lines = fitted(weights, data(names), shapes(names))
         assert weights.params.keys() - params.keys() == {"head/kernel", "head/bias"}
         assert lines == [f"the head begins anew, at zero: {len(names)} classes, the weights know 3 others"]
     bare = weights._replace(classes=0, class_names=[])
-    assert fitted(bare, data())[1] == ["the head begins anew, at zero: 3 classes, the weights know none"]
+    assert fitted(bare, data(), shapes())[1] == ["the head begins anew, at zero: 3 classes, the weights know none"]
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
@@ -53,7 +57,7 @@ def test_the_head_is_kept_for_the_same_classes_and_begins_anew_for_others():
 def test_positions_resampled_once_give_what_resampling_at_call_gives(size, pool):
     model = dataclasses.replace(MODEL, pool=pool)
     weights = pretrained(model)
-    params, lines = fitted(weights, data(size=size))
+    params, lines = fitted(weights, data(size=size), shapes(size=size, model=model))
     assert "positions resampled from 4 x 4 patches to" in lines[0]
     images = jax.random.normal(jax.random.key(0), (2, *size, 3))
     wanted = logits(weights.params, images, model)
@@ -66,11 +70,11 @@ def test_other_channels(stem):
     grey = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
     colour = jnp.repeat(grey, 3, axis=3)
     weights = pretrained(model)  # three channels summed: a grey image in colour gives the same
-    params, lines = fitted(weights, data(channels=1))
+    params, lines = fitted(weights, data(channels=1), shapes(channels=1))
     assert lines[0] == "the embedding of 1 channels is summed over the weights' 3"
     np.testing.assert_allclose(logits(params, grey, model), logits(weights.params, colour, model), rtol=1e-3, atol=1e-4)
     weights = pretrained(model, channels=1)
-    params, _ = fitted(weights, data(channels=3))
+    params, _ = fitted(weights, data(channels=3), shapes(channels=3))
     np.testing.assert_allclose(logits(params, colour, model), logits(weights.params, grey, model), rtol=1e-3, atol=1e-4)
 
 

@@ -8,22 +8,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vit.config import AugmentConfig, DigitsData, FolderData, TfdsData
+from vit.config import AugmentConfig, Data
 from vit.data.randaugment import randaugment
 from vit.errors import UserError
 
 Prepare = Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]
-Data = DigitsData | TfdsData | FolderData
 Images = Float[Array, "B H W C"]
 Keys = Key[Array, "B"]
+
+VOID = 255  # in a mask: no class
+FILL = {"label": VOID, "instance": 0}  # what comes into a map of places from outside
 
 
 def make_prepare(data: Data, augment: AugmentConfig) -> Prepare:
     """(batch of uint8 images, keys) → batch of normalised float32 images, augmented if there are keys.
 
-    Mixed images come with `partner`, the label of the other image, and `share`, the part of the target that is their own.
+    Mixed images come with `partner`, the label of the other image, and `share`, the part of the target that is their own. A
+    mask (`label` or `instance` (B, H, W)) moves with its image, by the same keys.
     """
 
     def prepare(batch: dict[str, Any], keys: Keys | None) -> dict[str, Any]:
@@ -31,21 +34,27 @@ def make_prepare(data: Data, augment: AugmentConfig) -> Prepare:
         if keys is None:
             return {**batch, "image": normalise(pixels / 255, data)}
         # 2**31 and on: apart from the numbers that the model folds in for its layers.
-        key = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, 2**31 + i))(keys) for i in range(6)]  # type: ignore[misc]
+        key = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, 2**31 + i))(keys) for i in range(7)]  # type: ignore[misc]
+        maps = {name: batch[name] for name in FILL if name in batch and batch[name].ndim == 3}
         if augment.crop:
             pixels = pad_and_crop(key[1], pixels, augment.crop)
+            maps = {name: pad_and_crop(key[1], x[..., None], augment.crop, FILL[name])[..., 0] for name, x in maps.items()}
         if augment.flip:
             pixels = flip(key[2], pixels)
+            maps = {name: flip(key[2], x[..., None])[..., 0] for name, x in maps.items()}
+        if augment.colour:
+            pixels = colour(key[6], pixels, augment.colour)
         if augment.randaugment:
             fill = jnp.broadcast_to(jnp.round(255 * jnp.asarray(data.mean)), pixels.shape[-1:])
             pixels = randaugment(key[3], pixels, augment.randaugment, augment.magnitude, fill)
         images = normalise(affine(key[0], pixels / 255, augment), data)
+        maps = {name: affine(key[0], x[..., None], augment, FILL[name])[..., 0] for name, x in maps.items()}
         if augment.erase:
             images = erase(key[4], images, augment.erase)
         if augment.mixup or augment.cutmix:
             images, share = mix(key[5], images, augment.mixup, augment.cutmix)
             batch = {**batch, "partner": jnp.roll(batch["label"], 1), "share": share}
-        return {**batch, "image": images}
+        return {**batch, **maps, "image": images}
 
     return prepare
 
@@ -76,33 +85,36 @@ def to_pixels(images: Images, data: Data) -> UInt8[Array, "B H W C"]:
 # ---- where things are ----
 
 
-def pad_and_crop(keys: Keys, images: Images, padding: int) -> Images:
-    """Each image moved by up to `padding` whole pixels either way, in each direction; what comes in is black.
+def pad_and_crop(keys: Keys, images: Num[Array, "B H W C"], padding: int, fill: int = 0) -> Num[Array, "B H W C"]:
+    """Each image moved by up to `padding` whole pixels either way, in each direction; what comes in is `fill`, black.
 
-    The same as padding with zeros all around and cropping the old size at random.
+    The same as padding all around and cropping the old size at random.
     """
 
-    def crop(key: Key[Array, ""], image: Float[Array, "h w C"]) -> Float[Array, "H W C"]:
+    def crop(key: Key[Array, ""], image: Num[Array, "h w C"]) -> Num[Array, "H W C"]:
         y, x = jax.random.randint(key, (2,), 0, 2 * padding + 1)
         return jax.lax.dynamic_slice(image, (y, x, 0), images.shape[1:])
 
     around = (padding, padding)
-    return jax.vmap(crop)(keys, jnp.pad(images, ((0, 0), around, around, (0, 0))))
+    return jax.vmap(crop)(keys, jnp.pad(images, ((0, 0), around, around, (0, 0)), constant_values=fill))
 
 
-def flip(keys: Keys, images: Images) -> Images:
+def flip(keys: Keys, images: Num[Array, "B H W C"]) -> Num[Array, "B H W C"]:
     """Left and right exchanged in every other image, by chance."""
     flipped = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
 
 
-def affine(keys: Keys, images: Images, config: AugmentConfig) -> Images:
-    """Rotate, zoom, shear and shift each image by its own random amounts, bilinearly; what comes in is black."""
+def affine(keys: Keys, images: Num[Array, "B H W C"], config: AugmentConfig, fill: int | None = None) -> Num[Array, "B H W C"]:
+    """Rotate, zoom, shear and shift each image by its own random amounts, bilinearly; what comes in is black.
+
+    With `fill` the values are class or object numbers: the nearest is taken, and `fill` comes in.
+    """
     if not any((config.rotate, config.zoom, config.shear, config.shift)):
         return images
     _, height, width, _ = images.shape
     matrices, shifts = jax.vmap(lambda key: random_affine(key, config, (height, width)))(keys)
-    return jax.vmap(warp)(images, matrices, shifts)
+    return jax.vmap(lambda image, matrix, shift: warp(image, matrix, shift, fill))(images, matrices, shifts)
 
 
 def random_affine(
@@ -117,14 +129,35 @@ def random_affine(
     return rotation @ stretch, jnp.stack(shift) * config.shift * jnp.asarray(size)
 
 
-def warp(image: Float[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]) -> Float[Array, "H W C"]:
-    """The image whose pixel p, from the centre, is the input's at `matrix @ p + shift`; zero outside."""
+def warp(
+    image: Num[Array, "H W C"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"], fill: int | None = None
+) -> Num[Array, "H W C"]:
+    """The image whose pixel p, from the centre, is the input's at `matrix @ p + shift`; zero outside.
+
+    With `fill` the input's nearest pixel, and `fill` outside.
+    """
     height, width, _ = image.shape
     centre = (jnp.array([height, width]) - 1) / 2
     grid = jnp.stack(jnp.mgrid[:height, :width], axis=-1) - centre
     y, x = jnp.moveaxis(grid @ matrix.T + shift + centre, -1, 0)
-    sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [y, x], order=1)  # noqa: E731
+    order, outside = (1, 0) if fill is None else (0, fill)
+    sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, [y, x], order=order, cval=outside)  # noqa: E731
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+def colour(keys: Keys, images: Images, strength: float) -> Images:
+    """Brightness, contrast and saturation of each image, one after the other, by factors in [1 - strength, 1 + strength].
+
+    As torchvision's ColorJitter: towards black, towards the mean of the grey image, towards each pixel's grey.
+    """
+    factors = jax.vmap(lambda key: jax.random.uniform(key, (3,), minval=1 - strength, maxval=1 + strength))(keys)
+    brightness, contrast, saturation = jnp.moveaxis(factors[..., None, None, None], 1, 0)
+    luma = jnp.array([0.299, 0.587, 0.114]) if images.shape[-1] == 3 else jnp.full(images.shape[-1], 1 / images.shape[-1])
+    images = jnp.clip(images * brightness, 0, 255)
+    mean = (images @ luma).mean(axis=(1, 2), keepdims=True)[..., None]
+    images = jnp.clip(mean + contrast * (images - mean), 0, 255)
+    grey = (images @ luma)[..., None]
+    return jnp.clip(grey + saturation * (images - grey), 0, 255)
 
 
 # ---- parts hidden, images mixed ----

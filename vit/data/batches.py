@@ -1,7 +1,8 @@
 """(seed, batch index) → a batch. Nothing else decides it, so a resumed run sees what it would have seen.
 
-A batch is a dict of arrays: `image` uint8 (B, H, W, C), `label` int32 (B,), `id` int32 (B,), `mask` bool (B,), which is
-False on padding. In a run of several processes each makes its own part, and the parts in order are the batch.
+A batch is a dict of arrays: `image` uint8 (B, H, W, C), `label` int32 (B,) or uint8 (B, H, W), `id` int32 (B,), `mask` bool
+(B,), which is False on padding, and whatever else a source gives. In a run of several processes each makes its own part, and
+the parts in order are the batch.
 """
 
 import functools
@@ -127,5 +128,6 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 
 
 def _stack(examples: Sequence[dict[str, np.ndarray]]) -> Batch:
-    batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label", "id")}
+    names = [name for name in examples[0] if name != "bad"]
+    batch = {name: np.stack([e[name] for e in examples]) for name in names}
     return {**batch, "mask": np.array([not e.get("bad", False) for e in examples])}

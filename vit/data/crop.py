@@ -39,7 +39,7 @@ def shifted_crop(image: UInt8[np.ndarray, "H W C"], size: int, share: float, rng
 
 def _quickly(image: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, "S S C"]:
     """To a square by OpenCV, ten times sooner than by Pillow: the mean of whole blocks, then bilinear, which skips no pixel."""
-    cv2, (height, width, _) = _cv2(), image.shape
+    cv2, (height, width, _) = opencv(), image.shape
     block = 1 << max(0, (min(height, width) // size).bit_length() - 1)  # of the powers of 2 the last that leaves `size`
     if block > 1:
         h, w = height // block, width // block
@@ -48,7 +48,8 @@ def _quickly(image: UInt8[np.ndarray, "H W C"], size: int) -> UInt8[np.ndarray, 
 
 
 @functools.cache
-def _cv2() -> Any:
+def opencv() -> Any:
+    """OpenCV, without threads of its own; imported when it is first needed."""
     import cv2
 
     cv2.setNumThreads(0)  # whole images are spread over threads already

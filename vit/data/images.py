@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from vit.config import FolderData
+from vit.config import FolderData, MaskData
 from vit.data.crop import as_evaluated, inception_crop
 from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS, Listing, opened, shown
 from vit.errors import UserError
 
 MOST_BAD = 0.01  # of a data set's images
+MEND = "mend or remove it"
 USES = {"train": "train on", "val": "validate with", "test": "test on"}
 
 _counting = threading.Lock()
@@ -73,22 +74,7 @@ class Images:
             return None
 
     def _skip(self, i: int, reason: str) -> None:
-        """Count a bad image. Raises `UserError` if it may not be skipped."""
-        found, total = self.listing, len(self.listing.names)
-        if self.config.bad_images == "error":
-            fix = "mend or remove it, or go on without such images: --data.bad-images skip"
-            raise UserError(f"this image can't be used: {reason}", found.where(i), fix)
-        with _counting:
-            if new := i not in found.bad:
-                found.bad[i] = reason
-            count = len(found.bad)
-        if new and found.bad.keys() >= set(self.ids.tolist()):
-            raise all_bad(found, SPLITS[int(found.splits[i])])
-        if count > MOST_BAD * total:
-            what = f"{count} of {total:,} images are bad, over {MOST_BAD:.0%}; the last: {reason}"
-            raise UserError(what, found.where(i), f"mend or remove them: uv run vit check {shown(self.config.dir)} lists them")
-        if new:
-            print(f"skipped {found.where(i)}: {reason} ({count} of {total:,} images so far)", file=sys.stderr, flush=True)
+        skip(self.listing, i, reason, self.ids, self.config)
 
     def _example(self, index: int, image: np.ndarray) -> dict[str, Any]:
         return {"image": image, "label": self.labels[index], "id": self.ids[index]}
@@ -112,6 +98,27 @@ class Images:
         while (image := self._decoded(index)) is None:
             index = (index + 1) % len(self.ids)
         return self._example(index, inception_crop(image, self.config.size, rng))
+
+
+def skip(
+    found: Listing, i: int, reason: str, ids: Int[np.ndarray, "n"], config: FolderData | MaskData, fix: str = MEND
+) -> None:
+    """Count image i as bad, one of a split's `ids`. Raises `UserError` if it may not be skipped."""
+    total = len(found.names)
+    if config.bad_images == "error":
+        fix = f"{fix}, or go on without such images: --data.bad-images skip"
+        raise UserError(f"this image can't be used: {reason}", found.where(i), fix)
+    with _counting:
+        if new := i not in found.bad:
+            found.bad[i] = reason
+        count = len(found.bad)
+    if new and found.bad.keys() >= set(ids.tolist()):
+        raise all_bad(found, SPLITS[int(found.splits[i])])
+    if count > MOST_BAD * total:
+        what = f"{count} of {total:,} images are bad, over {MOST_BAD:.0%}; the last: {reason}"
+        raise UserError(what, found.where(i), f"mend or remove them: uv run vit check {shown(config.dir)} lists them")
+    if new:
+        print(f"skipped {found.where(i)}: {reason} ({count} of {total:,} images so far)", file=sys.stderr, flush=True)
 
 
 def held(read: Callable[[int], dict[str, Any]], count: int, split: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where examples come from: random access, `source[i] → {"image": uint8 (H, W, C), "label", "id"}`.
+"""Where examples come from: random access, `source[i] → {"image": uint8 (H, W, C), "label", "id"}`, and more with masks.
 
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
@@ -10,11 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit.config import DigitsData, FolderData, TfdsData
+from vit.config import Data, FolderData, MaskData, ScenesData, TfdsData
 from vit.data.crop import as_evaluated, inception_crop, shifted_crop
 from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS
 from vit.data.images import Images, held
+from vit.data.masks import MaskImages
+from vit.data.scenes import Scenes
 from vit.errors import UserError
 
 
@@ -138,23 +140,24 @@ class Tfds:
         return {**example, "image": inception_crop(example["image"], config.size, rng)}
 
 
-def splits(config: DigitsData | TfdsData | FolderData) -> tuple[str, ...]:
+def splits(config: Data) -> tuple[str, ...]:
     """The splits that the data set has; the last is the one to report on."""
+    if isinstance(config, MaskData):
+        return MaskImages.splits(config)
     if isinstance(config, FolderData):
         return Images.splits(config)
     return tuple(split for split in SPLITS if getattr(config, split, split))
 
 
-def open_source(config: DigitsData | TfdsData | FolderData, split: str) -> Source:
+def open_source(config: Data, split: str) -> Source:
     """The split (train, val or test) of the data set that the configuration names."""
-    if isinstance(config, FolderData):
-        return Images(config, split)
-    return Tfds(config, split) if isinstance(config, TfdsData) else Digits(split)
+    kinds = {FolderData: Images, MaskData: MaskImages, TfdsData: Tfds, ScenesData: Scenes}
+    return kinds[type(config)](config, split) if type(config) in kinds else Digits(split)
 
 
 def said(source: Source) -> list[str]:
     """What a run should say of a data set whose form was found by looking; nothing of any other."""
-    return source.said if isinstance(source, Images) else []
+    return source.said if isinstance(source, Images | MaskImages) else []
 
 
 def labels(source: Source, most: int | None = None) -> np.ndarray:
@@ -167,7 +170,7 @@ def labels(source: Source, most: int | None = None) -> np.ndarray:
 
 def describe(source: Source) -> dict[str, Any]:
     """What a task and a checkpoint need to know of a data set."""
-    height, width, channels = source[0]["image"].shape
+    height, width, channels = source.shape if isinstance(source, MaskImages) else source[0]["image"].shape
     if twice := [name for name, count in Counter(source.class_names).items() if count > 1]:
         raise UserError(f"more than one class is called {twice[0]!r:.40}", source.name, "give every class a name of its own")
     return {
@@ -175,4 +178,4 @@ def describe(source: Source) -> dict[str, Any]:
         "class_names": source.class_names,
         "image_size": [height, width],
         "channels": channels,
-    }
+    } | ({"view": source.view, "things": source.things} if isinstance(source, MaskImages | Scenes) else {})

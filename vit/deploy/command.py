@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,7 +37,7 @@ class Asked:
     out: str = ""
     """The folder of predictions.csv, predictions.jsonl and the pictures. Default: the current one."""
     save_images: bool = False
-    """Save each image with what the model says of it."""
+    """Save each image with what the model says of it; of a segmentation, with its mask over it."""
     attention: bool = False
     """Save each image with where the model looks: attention rollout, and each head of one block."""
     block: int = -1
@@ -59,28 +61,30 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
     total = None if "-" in sources or not bar_shown else sum(1 for _ in find(sources, without=out / PICTURES))
 
     # Here and not above: a mistake in the sources is answered at once.
-    from vit.deploy.predict import load
+    from vit.deploy.predict import Predictor, load
 
     predictor = load(asked.workdir, asked.checkpoint)
     for warning in predictor.trained.warnings:
         print(f"warning: {warning}; step {predictor.trained.step} is used", file=sys.stderr)
-    depth = predictor.trained.config.model.depth
-    if not -depth <= asked.block < depth:
-        what = f"there is no block {asked.block}, the model has {depth}"
-        raise UserError(what, "the command line", f"give --block 0 to {depth - 1}, or -1 for the last")
-    stream = predictor.stream(paths, asked.block if asked.attention else None)
+    if isinstance(predictor, Predictor):
+        kind = Labels(asked, predictor, out / PICTURES)
+    else:
+        from vit.deploy.maskcommand import Masks  # which imports matplotlib
+
+        kind = Masks(asked, predictor, out / PICTURES)
     seen = bad = 0
-    with closing(stream) as results, Results(out) as written, _progress(total) as (advance, say):
+    with closing(kind.stream(paths)) as results, Results(out, kind.columns) as written, _progress(total) as (advance, say):
         try:
             for path, result in results:
                 seen += 1
                 if isinstance(result, BadImage):
                     bad += 1
                     print(f"bad: {shown(path)}: {result}", file=sys.stderr)
+                    written.bad(path, result)
                 else:
-                    say(line(path, result))
-                    _draw(asked, predictor, out / PICTURES, seen, path, result)
-                written.add(path, result)
+                    say(kind.line(path, result))
+                    kind.draw(seen, path, result)
+                    written.add(path, *kind.row(seen, path, result))
                 advance()
                 if stop and stop.asked.is_set():
                     raise Stopped(f"stopped after {seen:,} images; they are in {out / 'predictions.csv'}")
@@ -89,7 +93,8 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
             raise Stopped(f"nobody reads on; {seen:,} images are in {out / 'predictions.csv'}") from error
     if not seen:
         raise UserError("no paths came on stdin", "-", "give one path a line, as: find photos -name '*.jpg' | vit predict … -")
-    print(f"{seen:,} images: {out / 'predictions.csv'}, {out / 'predictions.jsonl'}", file=sys.stderr)
+    made = [out / "predictions.csv", out / "predictions.jsonl", *kind.made]
+    print(f"{seen:,} images: {', '.join(map(str, made))}", file=sys.stderr)
     if bad:
         what = f"{bad:,} of {seen:,} files couldn't be read; the others are predicted"
         raise UserError(what, str(out / "predictions.csv"), "see its column error; mend those files or leave them out")
@@ -127,10 +132,70 @@ def shown(text: str) -> str:
     return "".join(repr(c)[1:-1] if c < " " or "\x7f" <= c < "\xa0" else c for c in text)
 
 
-def line(path: str, result: Any) -> str:
-    """A result on one line: path, class, probability, and the likeliest ones, with tabs between."""
-    top = ", ".join(f"{shown(name)} {share:.1%}" for name, share in result.top(TOP))
-    return f"{shown(path)}\t{shown(result.label)}\t{result.probability:.4f}\t{top}"
+class Labels:
+    """What is told of a classification: a line, a row and the pictures that were asked for.
+
+    Raises `UserError` for a block that the model hasn't got.
+    """
+
+    made = ()
+
+    def __init__(self, asked: Asked, predictor: Any, folder: Path):
+        self.asked, self.predictor, self.folder = asked, predictor, folder
+        more = [x for i in range(2, TOP + 1) for x in (f"label_{i}", f"probability_{i}")]
+        self.columns = ["label", "probability", *more]
+        depth = predictor.trained.config.model.depth
+        if not -depth <= asked.block < depth:
+            what = f"there is no block {asked.block}, the model has {depth}"
+            raise UserError(what, "the command line", f"give --block 0 to {depth - 1}, or -1 for the last")
+
+    def stream(self, paths: Iterator[str]) -> Generator[tuple[str, Any]]:
+        """Paths with their results."""
+        return self.predictor.stream(paths, self.asked.block if self.asked.attention else None)
+
+    def line(self, path: str, result: Any) -> str:
+        """A result on one line: path, class, probability, and the likeliest ones, with tabs between."""
+        top = ", ".join(f"{shown(name)} {share:.1%}" for name, share in result.top(TOP))
+        return f"{shown(path)}\t{shown(result.label)}\t{result.probability:.4f}\t{top}"
+
+    def row(self, number: int, path: str, result: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The values of the columns, and an object."""
+        top = result.top(max(TOP, len(result.class_names) if len(result.class_names) <= ALL else 0))
+        values = [x for name, share in top[:TOP] for x in (name, f"{share:.6f}")]
+        return values, {"label": result.label, "probability": top[0][1], "probabilities": dict(top)}
+
+    def draw(self, number: int, path: str, result: Any) -> None:
+        """The pictures that were asked for: `000001-NAME.png`, and `000001-NAME-attention.png`."""
+        if not (self.asked.save_images or self.asked.attention):
+            return
+        from vit.report.attention import looks
+        from vit.report.pictures import annotated
+
+        image = again(path)
+        if image is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = numbered(number, path)
+        if self.asked.save_images:
+            annotated(self.folder / f"{name}.png", image, result.top(TOP), path)
+        if self.asked.attention:
+            (best,), block = result.top(1), range(self.predictor.trained.config.model.depth)[self.asked.block]
+            picture = self.folder / f"{name}-attention.png"
+            looks(picture, self.predictor.view(image), best, result.attention, result.heads, block)
+
+
+def numbered(number: int, path: str) -> str:
+    """`000001-NAME`: what the files of an image are called."""
+    return f"{number:06d}-{os.fsencode(Path(path).stem)[:120].decode(errors='ignore')}"
+
+
+def again(path: str) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The image once more: to hold what is to be drawn would take the memory of a whole batch of photographs."""
+    try:
+        return pixels(path)
+    except BadImage as bad:
+        print(f"no picture of {shown(path)}: {bad}", file=sys.stderr)
+        return None
 
 
 class Results:
@@ -139,38 +204,37 @@ class Results:
     Raises `UserError` rather than replace a file of these names that isn't of `vit predict`.
     """
 
-    def __init__(self, folder: Path):
-        more = [x for i in range(2, TOP + 1) for x in (f"label_{i}", f"probability_{i}")]
-        self.header = ["path", "label", "probability", *more, "error"]
-        self.folder, self.files = folder, ExitStack()
+    def __init__(self, folder: Path, columns: list[str]):
+        self.folder, self.columns, self.files = folder, columns, ExitStack()
 
     def __enter__(self) -> "Results":
         self.folder.mkdir(parents=True, exist_ok=True)
-        begins = {"predictions.csv": "path,label,probability,", "predictions.jsonl": '{"path": '}
-        for name, begin in begins.items():
+        begins = {"predictions.csv": ("path,label,probability,", "path,height,width,"), "predictions.jsonl": ('{"path": ',)}
+        for name, ours in begins.items():
             path = self.folder / name
-            if path.exists() and _start_of(path, len(begin)) not in (b"", begin.encode()):
+            begin = _start_of(path, 30) if path.exists() else b""
+            if begin and not begin.startswith(tuple(text.encode() for text in ours)):
                 what = f"there is another {name}, which would be lost"
                 raise UserError(what, str(path), "give another folder, as --out predicted")
         # What isn't UTF-8 in a path goes as it came.
         how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "", "buffering": 1}
         self.csv, self.jsonl = (self.files.enter_context((self.folder / name).open("w", **how)) for name in begins)
         self.rows = csv.writer(self.csv, lineterminator="\n")
-        self.rows.writerow(self.header)
+        self.rows.writerow(["path", *self.columns, "error"])
         return self
 
-    def add(self, path: str, result: Any) -> None:
-        """A row for a prediction, or for a bad file."""
-        if isinstance(result, BadImage):
-            values, row = [""] * (2 * TOP), {"path": path, "error": str(result)}
-        else:
-            top = result.top(max(TOP, len(result.class_names) if len(result.class_names) <= ALL else 0))
-            values = [x for name, share in top[:TOP] for x in (name, f"{share:.6f}")]
-            values += [""] * (2 * TOP - len(values))
-            row = {"path": path, "label": result.label, "probability": top[0][1], "probabilities": dict(top)}
-        self.rows.writerow([path, *values, row.get("error", "")])
-        text = json.dumps(row, ensure_ascii=False)
-        self.jsonl.write((text if _is_unicode(text) else json.dumps(row)) + "\n")
+    def add(self, path: str, values: list[Any], told: dict[str, Any]) -> None:
+        """A row for a prediction: the first columns' values, and an object."""
+        self._write([path, *values, *[""] * (len(self.columns) - len(values)), ""], {"path": path, **told})
+
+    def bad(self, path: str, bad: BadImage) -> None:
+        """A row for a bad file."""
+        self._write([path, *[""] * len(self.columns), str(bad)], {"path": path, "error": str(bad)})
+
+    def _write(self, row: list[Any], told: dict[str, Any]) -> None:
+        self.rows.writerow(row)
+        text = json.dumps(told, ensure_ascii=False)
+        self.jsonl.write((text if _is_unicode(text) else json.dumps(told)) + "\n")
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
@@ -187,27 +251,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _draw(asked: Asked, predictor: Any, folder: Path, number: int, path: str, result: Any) -> None:
-    """The pictures that were asked for: `000001-NAME.png`, and `000001-NAME-attention.png`."""
-    if not (asked.save_images or asked.attention):
-        return
-    from vit.report.attention import looks
-    from vit.report.pictures import annotated
-
-    try:  # once more: to hold what is to be drawn would take the memory of a whole batch of photographs
-        image = pixels(path)
-    except BadImage as bad:
-        print(f"no picture of {shown(path)}: {bad}", file=sys.stderr)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{number:06d}-{os.fsencode(Path(path).stem)[:120].decode(errors='ignore')}"
-    if asked.save_images:
-        annotated(folder / f"{name}.png", image, result.top(TOP), path)
-    if asked.attention:
-        (best,), block = result.top(1), range(predictor.trained.config.model.depth)[asked.block]
-        looks(folder / f"{name}-attention.png", predictor.view(image), best, result.attention, result.heads, block)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
+from vit.config import ViTConfig
 from vit.data.augment import make_prepare
 from vit.data.batches import read_ahead
 from vit.data.crop import as_evaluated, evaluated_share
@@ -23,10 +25,14 @@ from vit.data.decode import BadImage
 from vit.deploy.images import listed, pixels
 from vit.errors import UserError
 from vit.models.vit import merge, patch_grid, prefix_tokens
+from vit.tasks.segmentation import Segmentation
 from vit.training.evaluate import Trained, open_run
 from vit.training.sharding import collect, distribute, make_mesh, place, replicated
 from vit.training.state import make_eval_step
 from vit.training.storage import open_folder
+
+if TYPE_CHECKING:
+    from vit.deploy.segment import MaskPredictor
 
 ROOM = 2e9  # bytes that a batch may take where the device doesn't tell its memory, as a CPU doesn't
 
@@ -59,12 +65,16 @@ class Prediction:
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
-def load(folder: str | os.PathLike, checkpoint: str = "last") -> "Predictor":
+def load(folder: str | os.PathLike, checkpoint: str = "last") -> "Predictor | MaskPredictor":
     """The model of a run's folder at `checkpoint`: "last", "best" (by validation) or a step.
 
+    Of a segmentation run a `MaskPredictor`.
     Raises `UserError` if there's no such run, step, or good checkpoint.
     """
-    return Predictor(open_run(open_folder(os.fspath(folder)), checkpoint))
+    from vit.deploy.segment import MaskPredictor  # which takes much from here
+
+    trained = open_run(open_folder(os.fspath(folder)), checkpoint)
+    return MaskPredictor(trained) if isinstance(trained.task, Segmentation) else Predictor(trained)
 
 
 class Predictor:
@@ -82,12 +92,11 @@ class Predictor:
         self.class_names: list[str] = data["class_names"]
         self.image_size: tuple[int, int] = tuple(data["image_size"])
         self.channels: int = data["channels"]
-        self._share = evaluated_share(trained.config.data)
+        labelled: Any = trained.config.data  # no set with masks: those are MaskPredictor's
+        self._share = evaluated_share(labelled)
         self._prepare = make_prepare(trained.config.data, trained.config.augment)
         self._mesh = make_mesh(jax.local_devices())
-        everywhere = replicated(self._mesh)
-        like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for path, x in trained.params.items()}
-        self._params = distribute(trained.params, like)
+        self._params = everywhere(trained.params, self._mesh)
         self._classify = make_eval_step(trained.task, self._prepare)
         self._look = cache(self._compiled_look)
 
@@ -102,13 +111,7 @@ class Predictor:
         Raises:
           UserError: for a file that can't be read, or what isn't an image.
         """
-        results = []
-        for image, result in self.stream(listed(images), -1 if attention else None):
-            if isinstance(result, BadImage):
-                where = f"{image!s:.200}" if isinstance(image, str | os.PathLike) else f"image {len(results)}"
-                raise UserError(f"this image can't be read: {result}", where, "mend it, or leave it out") from result
-            results.append(result)
-        return results
+        return all_good(self.stream(listed(images), -1 if attention else None))
 
     def stream(self, images: Iterable[Any], block: int | None = None) -> Generator[tuple[Any, Prediction | BadImage]]:
         """Each image as it was given, in order, with what the model says of it, or with what is wrong with the file.
@@ -122,9 +125,9 @@ class Predictor:
             last; None for neither.
         """
         most, size, running = self.batch_size(block is not None), 0, None
-        for group in self._groups(images, most):
+        for group in grouped(read_ahead(self._viewed, images, most + 8), most):
             good = [view for _, view in group if not isinstance(view, BadImage)]
-            size = max(size, next(n for n in self._shapes(most) if n >= len(good)))
+            size = max(size, shape(len(good), most, self._mesh))
             started = group, self._start(good, size, block) if good else None
             if running:
                 yield from self._finish(*running)
@@ -137,17 +140,8 @@ class Predictor:
 
         Fewer, a power of two for each device, where the memory that is free doesn't hold that many.
         """
-        config, (H, W), devices = self.trained.config.model, self.image_size, self._mesh.devices.flat
-        h, w = patch_grid(config, H, W)
-        N = h * w + prefix_tokens(config)[0]
-        weights = config.heads * N * N * (config.depth if attention else 1)
-        an_image = 4 * (2 * H * W * self.channels + N * (8 * config.width + 2 * config.mlp) + 2 * weights)
-        each, fitting = -(-self.trained.config.batch_size // len(devices)), int(_room(devices[0]) / an_image)
-        return len(devices) * (each if each <= fitting else 2 ** max(0, fitting.bit_length() - 1))
-
-    def _shapes(self, most: int) -> list[int]:
-        """Sizes of batches: a short list of images needn't fill the whole one, and few sizes are few compilations."""
-        return [n * self._mesh.size for n in (1, 8, 64) if n * self._mesh.size < most] + [most]
+        an_image = bytes_of_an_image(self.trained.config.model, (*self.image_size, self.channels), attention)
+        return fitting(self.trained.config.batch_size, an_image, self._mesh)
 
     def view(self, image: Any) -> UInt8[np.ndarray, "H W C"]:
         """What the model is shown of an image. Raises `BadImage`, and `UserError` for what isn't an image."""
@@ -159,18 +153,6 @@ class Predictor:
             return image, self.view(image)
         except BadImage as bad:
             return image, bad
-
-    def _groups(self, images: Iterable[Any], most: int) -> Generator[list[tuple[Any, Any]]]:
-        """Lists of images with their views, `most` good ones in each but the last; bad ones stay in their places."""
-        group, good = [], 0
-        for image, view in read_ahead(self._viewed, images, most + 8):
-            group.append((image, view))
-            good += not isinstance(view, BadImage)
-            if good == most or len(group) == 4 * most:  # a folder of bad ones must be told of, too
-                yield group
-                group, good = [], 0
-        if group:
-            yield group
 
     def _start(self, views: list[UInt8[np.ndarray, "H W C"]], size: int, block: int | None) -> tuple[Any, Any]:
         """The device begins with a batch; it's padded with copies of its first image."""
@@ -206,6 +188,57 @@ class Predictor:
             return logits, Where(pooled(task.model.pool, rollout(out["attention"]), out), heads(task.model.pool, out, block))
 
         return jax.jit(look)
+
+
+def everywhere(params: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Parameters, whole on each device."""
+    like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)) for path, x in params.items()}
+    return distribute(params, like)
+
+
+def all_good(stream: Iterable[tuple[Any, Any]]) -> list[Any]:
+    """The results of a stream. Raises `UserError` for a file that can't be read."""
+    results = []
+    for image, result in stream:
+        if isinstance(result, BadImage):
+            where = f"{image!s:.200}" if isinstance(image, str | os.PathLike) else f"image {len(results)}"
+            raise UserError(f"this image can't be read: {result}", where, "mend it, or leave it out") from result
+        results.append(result)
+    return results
+
+
+def grouped(images: Iterable[tuple[Any, Any]], most: int) -> Generator[list[tuple[Any, Any]]]:
+    """Lists of images with their views, `most` good ones in each but the last; bad ones stay in their places."""
+    group, good = [], 0
+    for image, view in images:
+        group.append((image, view))
+        good += not isinstance(view, BadImage)
+        if good == most or len(group) == 4 * most:  # a folder of bad ones must be told of, too
+            yield group
+            group, good = [], 0
+    if group:
+        yield group
+
+
+def shape(count: int, most: int, mesh: Mesh) -> int:
+    """The size of a batch for so many images: a short list needn't fill the whole one, and few sizes are few compilations."""
+    return next((n * mesh.size for n in (1, 8, 64) if count <= n * mesh.size < most), most)
+
+
+def bytes_of_an_image(config: ViTConfig, image: tuple[int, int, int], attention: bool = False) -> int:
+    """What the backbone takes for an image (H, W, C) on its way through, at most; `attention`: every block's is kept."""
+    H, W, C = image
+    h, w = patch_grid(config, H, W)
+    N = h * w + prefix_tokens(config)[0]
+    weights = config.heads * N * N * (config.depth if attention else 1)
+    return 4 * (2 * H * W * C + N * (8 * config.width + 2 * config.mlp) + 2 * weights)
+
+
+def fitting(batch: int, an_image: int, mesh: Mesh) -> int:
+    """The batch, rounded up for the devices; where it doesn't fit in their memory a power of two for each."""
+    devices = mesh.devices.flat
+    each, most = -(-batch // len(devices)), int(_room(devices[0]) / an_image)
+    return len(devices) * (each if each <= most else 2 ** max(0, most.bit_length() - 1))
 
 
 def _room(device: Any) -> float:

@@ -23,6 +23,7 @@ Keys = Key[Array, "B"]
 # Two passes: flax's fast variance, E[x²] - E[x]², loses all digits of a token whose mean is large.
 LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
 xavier = nnx.initializers.xavier_uniform()
+LONG, AT_ONCE = 1024, 256  # tokens beyond which attention goes a few queries at a time, and how many
 
 
 def attention_weights(
@@ -52,6 +53,31 @@ def attention(
     """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
     v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
     return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
+
+
+def long_attention(
+    q: Num[Array, "*batch Nq d"],
+    k: Num[Array, "*batch Nk d"],
+    v: Num[Array, "*batch Nk dv"],
+    mask: Mask | None = None,
+) -> Float[Array, "*batch Nq dv"]:
+    """The same as `attention`, a few queries at a time and once more in the backward pass: its memory is linear in the tokens.
+
+    The weights of 4,096 tokens would take 64 MB a head.
+    """
+    count = q.shape[-2]
+    parts = -(-count // AT_ONCE)
+    spare = parts * AT_ONCE - count
+
+    def cut(x: Array) -> Array:
+        """Parts of the queries in front."""
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, spare), (0, 0)])
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], parts, AT_ONCE, x.shape[-1]), -3, 0)
+
+    some = jax.checkpoint(lambda part: attention(part[0], k, v, part[1] if len(part) > 1 else mask))
+    each = () if mask is None or mask.ndim < 2 or mask.shape[-2] == 1 else (cut(mask),)
+    y = jnp.moveaxis(jax.lax.map(some, (cut(q), *each)), 0, -3)
+    return y.reshape(*y.shape[:-3], parts * AT_ONCE, y.shape[-1])[..., :count, :]
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -152,7 +178,8 @@ class SelfAttention(nnx.Module):
         if self.fused and mask is None:  # with a mask, its rows that may attend to nothing would not be zeros
             y = jax.nn.dot_product_attention(*(z.swapaxes(1, 2) for z in (q, k, v)))
         else:
-            y = attention(q, k, v, mask).swapaxes(1, 2)  # XLA computes shared parts once
+            attend = attention if N <= LONG or with_weights else long_attention
+            y = attend(q, k, v, mask).swapaxes(1, 2)  # XLA computes parts shared with the weights once
         y = y.reshape(B, N, D)
         return self.proj(self.norm(y) if hasattr(self, "norm") else y), weights
 

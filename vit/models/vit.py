@@ -1,6 +1,7 @@
 """The Vision Transformer (arXiv 2010.11929): images in, a result and every intermediate out."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ class ViT(nnx.Module):
     """
 
     def __init__(self, config: ViTConfig, *, image_size: tuple[int, int], channels: int, classes: int, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.classes = config, classes
         self.grid = patch_grid(config, *image_size)
         D, dtype = config.width, jnp.dtype(config.dtype)
         shared: Any = {"dtype": dtype, "rngs": rngs}
@@ -109,13 +110,8 @@ class ViT(nnx.Module):
         """
         config, out = self.config, {}
         grid = patch_grid(config, *images.shape[1:3])
-        x = self.patch_embed(images.astype(config.dtype))
-        x = x.reshape(x.shape[0], -1, config.width)
-        x = dropout(self._add_positions(x, grid), config.dropout, fold_in(keys, config.depth))
-        x = out["embedded"] = self.pre_norm(x) if config.pre_norm else x
-        rotate = None
-        if config.rope != "none":
-            rotate = rotation(config.rope, grid, self.prefix, config.width // config.heads)
+        x = out["embedded"] = self.embed(images, keys)
+        rotate = self.rotation(grid)
 
         out["blocks"], weights = [], []
         for i, block in enumerate(self.blocks):
@@ -132,12 +128,27 @@ class ViT(nnx.Module):
         pooled = out["pooled"] = self.fc_norm(pooled) if config.final_norm == "pooled" else pooled
         if attention and w is not None:
             out["pool_attention"] = w
-        if config.distilled and hasattr(self, "head"):
+        if config.distilled and self.classes:
             result = (self.head(self._represent(x[:, 0])) + self.head_dist(self._represent(x[:, 1]))) / 2
         else:
             result = self._represent(pooled)
-            result = self.head(result) if hasattr(self, "head") else result
+            result = self.head(result) if self.classes else result
         return result.astype(jnp.float32), out
+
+    def embed(self, images: Float[Array, "B H W C"], keys: Keys | None = None) -> Float[Array, "B N D"]:
+        """The input of the first block: class token and registers, where there are any, and patches, with their positions."""
+        config, grid = self.config, patch_grid(self.config, *images.shape[1:3])
+        x = self.patch_embed(images.astype(config.dtype))
+        x = x.reshape(x.shape[0], -1, config.width)
+        x = dropout(self._add_positions(x, grid), config.dropout, fold_in(keys, config.depth))
+        return self.pre_norm(x) if config.pre_norm else x
+
+    def rotation(self, grid: tuple[int, int], before: int = 0) -> Callable[[Array], Array] | None:
+        """What turns queries and keys where positions are rotary; `before` tokens more stand in front of all others."""
+        config = self.config
+        if config.rope == "none":
+            return None
+        return rotation(config.rope, grid, before + self.prefix, config.width // config.heads)
 
     def _pool(
         self, x: Float[Array, "B N D"], patches: Float[Array, "B M D"]

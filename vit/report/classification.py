@@ -1,13 +1,28 @@
-"""The pictures, arrays and lines of the table that a classifier's evaluation gives."""
+"""The pictures, arrays and lines of the table that a classifier's training and evaluation give."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from vit.report import pictures, scores
+from vit.config import Config
+from vit.data.batches import Batches
+from vit.data.sources import labels
+from vit.report import attention, counts, pictures, scores
 
 SHOWN = 24  # examples in a picture
+
+
+def beginning(run: Any, task: Any, config: Config, batches: Batches, prepare: Any, sources: dict[str, Any]) -> None:
+    """`train_batch.png` and `labels.png`."""
+    pictures.train_batch(run / "train_batch.png", batches, prepare, config, task.class_names)
+    most = 1_000 if config.data.stream else None  # a label is read with its image
+    counts.labels(run / "labels.png", {name: labels(source, most) for name, source in sources.items()}, task.class_names)
+
+
+def watch(task: Any, prepare: Any, source: Any, mesh: Any) -> Callable[[dict[str, Any]], Any]:
+    """Parameters → what `validation` wants to know beside the examples; all processes of a run must ask together."""
+    return attention.watch(task, prepare, source, mesh)
 
 
 def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -16,12 +31,14 @@ def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"probabilities": probabilities, "labels": examples["label"], "example_ids": examples["id"]}
 
 
-def validation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
-    """`val_predictions.png`: the first examples."""
+def validation(run: Any, task: Any, seen: dict[str, Any], source: Any, title: str) -> None:
+    """`val_predictions.png`: the first examples; and `attention.png`."""
+    examples, figures = seen["examples"], seen["figures"]
     first = np.arange(min(SHOWN, len(examples["label"])))
     probabilities, truth = task.probabilities(examples["outputs"][first]), examples["label"][first]
     title = f"{title}, top-1 {figures['top1']:.2%}: first examples (✓ right, → wrong; how sure)"
     pictures.predictions(run / "val_predictions.png", _images(source, first), truth, probabilities, task.class_names, title)
+    attention.picture(run / "attention.png", seen["watched"], task.class_names)
 
 
 def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
@@ -31,7 +48,7 @@ def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: di
     told = f"{title}: {figures['top1']:.2%} of {figures['examples']:,} right"
     scores.confusion(run / "confusion.png", matrix, task.class_names, told)
 
-    sums = task.metrics(examples["outputs"], truth)
+    sums = task.metrics(examples["outputs"], examples)
     scores.calibration(run / "calibration.png", sums["bin_count"], sums["bin_confidence"], sums["bin_hits"], title)
 
     losses = scores.losses(probabilities, truth)

@@ -13,7 +13,9 @@ from vit.report.draw import BLUE, INK, save, text
 MANY = 40  # classes; beyond that their names find no room
 
 
-def labels(path: Any, labels_by_split: Mapping[str, Int[np.ndarray, "_"]], class_names: Sequence[str]) -> None:
+def labels(
+    path: Any, labels_by_split: Mapping[str, Int[np.ndarray, "_"]], class_names: Sequence[str], unit: str = "examples"
+) -> None:
     """How many examples each split has of each class; beyond 40 classes, the counts in falling order."""
     K = len(class_names)
     counts = {split: np.bincount(x, minlength=K) for split, x in labels_by_split.items()}
@@ -22,26 +24,26 @@ def labels(path: Any, labels_by_split: Mapping[str, Int[np.ndarray, "_"]], class
     size = (4.3 * len(counts), 1.5 + 0.22 * K if bars else 3.3)
     figure = Figure(size, layout="constrained")
     for ax, (split, count) in zip(figure.subplots(1, len(counts), squeeze=False).flat, counts.items(), strict=True):
-        _histogram(ax, count, class_names, sideways)
-        ax.set_title(f"{text(split)}: {count.sum():,} examples\n{extremes(count, class_names)}", fontsize=9, color=INK)
+        _histogram(ax, count, class_names, sideways, unit)
+        ax.set_title(f"{text(split)}: {count.sum():,} {unit}\n{extremes(count, class_names)}", fontsize=9, color=INK)
         ax.grid(alpha=0.25, axis="x" if bars else "y")
     save(figure, path)
 
 
-def _histogram(ax: Axes, count: Int[np.ndarray, "K"], class_names: Sequence[str], sideways: bool) -> None:
+def _histogram(ax: Axes, count: Int[np.ndarray, "K"], class_names: Sequence[str], sideways: bool, unit: str) -> None:
     K, names = len(count), [text(name, 22) for name in class_names]
     ax.set_axisbelow(True)
     if K > MANY:
         ax.fill_between(np.arange(1, K + 1), np.sort(count)[::-1], step="mid", color=BLUE, alpha=0.8)
-        ax.set(xlabel="classes, the most frequent first", ylabel="examples", xlim=(1, K), ylim=(0, max(1, count.max()) * 1.05))
+        ax.set(xlabel="classes, the most frequent first", ylabel=unit, xlim=(1, K), ylim=(0, max(1, count.max()) * 1.05))
     elif sideways:
         ax.barh(range(K), count, color=BLUE)
         ax.set_yticks(range(K), names, fontsize=8)
-        ax.set(xlabel="examples", ylim=(K - 0.4, -0.6))
+        ax.set(xlabel=unit, ylim=(K - 0.4, -0.6))
     else:
         ax.bar(range(K), count, color=BLUE)
         ax.set_xticks(range(K), names)
-        ax.set(ylabel="examples")
+        ax.set(ylabel=unit)
 
 
 def extremes(count: Int[np.ndarray, "K"], class_names: Sequence[str]) -> str:

@@ -68,21 +68,24 @@ def _draw(where: Place, values: np.ndarray, shape: Sequence[int], smoothly: str,
     where.ax.imshow(values, extent=(x, x + w, y, y + h), aspect="auto", interpolation=interpolation, **look)
 
 
-def grid(count: int, columns: int, width: float, lines: int, extra: float = 0.0) -> tuple[Figure, Sequence[Place]]:
+def grid(
+    count: int, columns: int, width: float, lines: int, extra: float = 0.0, below: float = 0.0
+) -> tuple[Figure, Sequence[Place]]:
     """A figure with `count` square places for images in rows of at most `columns`.
 
     Args:
       width: of a place, in inches.
       lines: of text above each.
       extra: inches for a heading.
+      below: inches left free under the images.
     """
     columns = min(columns, count)
     rows, height = -(-count // columns), width + 0.02 + 0.14 * lines
-    figure = Figure(whole := (columns * width, rows * height + extra))
+    figure = Figure(whole := (columns * width, rows * height + extra + below))
     # One for all of them: matplotlib would spend seconds on one each.
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, whole[0]), ylim=(0, whole[1]), autoscale_on=False)
     ax.axis("off")
-    corners = [((i % columns + 0.03) * width, (rows - 1 - i // columns) * height + 0.03 * width) for i in range(count)]
+    corners = [((i % columns + 0.03) * width, below + (rows - 1 - i // columns) * height + 0.03 * width) for i in range(count)]
     return figure, [Place(ax, *corner, 0.94 * width) for corner in corners]
 
 

@@ -26,12 +26,20 @@ PICTURES = {
     "confusion.png": "What was taken for what: rows are the truth, columns the prediction, shades the share of the row.",
     "top_losses.png": "The worst mistakes: the images on which the model lost most.",
     "val_predictions.png": "Validation images with their label and what the model says.",
+    "worst_masks.png": "The images that lost most of the mean IoU: image, truth, prediction, errors in red.",
+    "val_masks.png": "The first validation images: image, truth, prediction, errors in red.",
     "calibration.png": "How often the model is right when it is so sure; on the diagonal it can be trusted.",
     "attention.png": "Where the model looks: attention rolled out over all blocks, and in the last one.",
-    "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels.",
-    "labels.png": "How many examples there are of each class.",
+    "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels or masks.",
+    "labels.png": "How many examples, or pixels, there are of each class.",
 }
-WIDE = {"curves.png", "attention.png"}
+WIDE = {"curves.png", "attention.png", "worst_masks.png", "val_masks.png"}
+BY_CLASS = {
+    "iou_per_class": "IoU",
+    "accuracy_per_class": "pixels found",
+    "boundary_f_per_class": "boundary F-score",
+    "pq_per_class": "panoptic quality",
+}
 PLAIN = {"nll": "negative log-likelihood", "ece": "calibration error", "loss": "loss"}
 
 STYLE = """
@@ -65,7 +73,7 @@ class Run:
     environment: dict[str, Any]
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
-    classes: list[list[Any]]
+    classes: tuple[list[str], list[list[Any]]]
     pictures: dict[str, bytes]
     steps: list[int]
     unreadable: list[str] = field(default_factory=list)
@@ -96,14 +104,18 @@ def read(folder: Any) -> Run:
 
     rows, figures = read_metrics(folder / "metrics.jsonl"), loaded("eval.json")
     last = [row for row in rows if row["split"] == "val"][-1:]
+    known = figures or dict(*last)
     try:
         classes = class_table(folder / "predictions.npz", list(figures.get("per_class_accuracy", {})))
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         unreadable.append("predictions.npz")
         classes = []
+    head = ["class", "examples", "accuracy", "precision", "most often taken for"]
     if not classes:
-        known = (figures or dict(*last)).get("per_class_accuracy", {})
-        classes = [[name, "", share, "", ""] for name, share in known.items()]
+        classes = [[name, "", share, "", ""] for name, share in known.get("per_class_accuracy", {}).items()]
+    if by_class := [(told, known[name]) for name, told in BY_CLASS.items() if name in known]:
+        head = ["class", *(told for told, _ in by_class)]
+        classes = [[name, *(values[name] for _, values in by_class)] for name in by_class[0][1]]
     checkpoints = folder / "checkpoints"
     names = [path.name for path in checkpoints.iterdir()] if checkpoints.exists() else []
     return Run(
@@ -112,7 +124,7 @@ def read(folder: Any) -> Run:
         environment=loaded("environment.json"),
         rows=rows,
         figures=figures,
-        classes=classes,
+        classes=(head, classes),
         pictures={name: (folder / name).read_bytes() for name in PICTURES if (folder / name).exists()},
         steps=sorted(int(name) for name in names if name.isdecimal()),
         unreadable=unreadable,
@@ -150,7 +162,7 @@ def report(folder: Any) -> None:
     body += [f'<p class="warn">{text(name)} can\'t be read and was left out.</p>' for name in run.unreadable]
     shown = [figure(name, run.pictures[name]) for name in PICTURES if name in run.pictures]
     body.append(section("Pictures", f'<div class="pictures">{"".join(shown)}</div>' if shown else ""))
-    body.append(section("Classes", table(["class", "examples", "accuracy", "precision", "most often taken for"], run.classes)))
+    body.append(section("Classes", table(*run.classes)))
     body.append(section("What went wrong on the way", table(["step", "event"], events(run))))
     body.append(section("Environment", table(["", ""], [[k, v] for k, v in run.environment.items()])))
     body.append(folded("Every setting", table(["setting", "value"], list(map(list, run.config.items())))))

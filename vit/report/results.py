@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from vit.errors import UserError
-from vit.report import attention, classification, curves, page
+from vit.report import classification, curves, page, segmentation
 from vit.tasks.classification import Classification
+from vit.tasks.mask_segmentation import MaskSegmentation
+from vit.tasks.segmentation import Segmentation
 from vit.training.evaluate import Trained
 from vit.training.storage import write_atomically
 
-# Each module has `arrays`, `validation`, `evaluation` and `lines`.
-OF_TASK: dict[type, ModuleType] = {Classification: classification}
+# Each module has `beginning`, `watch`, `arrays`, `validation`, `evaluation` and `lines`.
+OF_TASK: dict[type, ModuleType] = {
+    Classification: classification,
+    Segmentation: segmentation,
+    MaskSegmentation: segmentation,
+}
 
 
 def write(run: Any, model: Trained, figures: dict[str, Any], examples: dict[str, np.ndarray], source: Any) -> None:
@@ -27,7 +33,7 @@ def write(run: Any, model: Trained, figures: dict[str, Any], examples: dict[str,
     Row i of the `examples` belongs to `source[i]`, which is asked only for the few images that are drawn.
     """
     own, npz = OF_TASK[type(model.task)], io.BytesIO()
-    np.savez(npz, **own.arrays(model.task, examples))
+    np.savez_compressed(npz, **own.arrays(model.task, examples))
     write_atomically(run / "predictions.npz", npz.getvalue())
     write_atomically(run / "eval.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
     title = f"{figures['dataset']} {figures['split']}, step {figures['step']:,}"
@@ -64,17 +70,16 @@ def training(run: Any, task: Any, source: Any, seen: dict[str, Any], evaluated: 
     A disk that refuses them costs the pictures, not the run, nor the message of what ended it.
 
     Args:
-      seen: of the last validation, `step`, `figures`, `examples` and `attention`; empty if there was none.
+      seen: of the last validation, `step`, `figures`, `examples` and what was `watched`; empty if there was none.
       evaluated: the run was evaluated before; else the pictures of the evaluation show the validation split for now.
     """
     try:
         curves.curves(run)
         if seen:
             own, examples = OF_TASK[type(task)], seen["examples"]
-            part = "" if len(examples["label"]) == len(source) else f" ({len(examples['label'])} of {len(source):,} images)"
+            part = "" if len(examples["id"]) == len(source) else f" ({len(examples['id'])} of {len(source):,} images)"
             title = f"{source.name} val{part}, step {seen['step']:,}"
-            own.validation(run, task, examples, seen["figures"], source, title)
-            attention.picture(run / "attention.png", seen["attention"], task.class_names)
+            own.validation(run, task, seen, source, title)
             if not evaluated:
                 own.evaluation(run, task, examples, seen["figures"], source, title)
         page.report(run)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vit.config import ClassificationConfig, ViTConfig
 from vit.models.layers import Keys
@@ -31,7 +31,7 @@ class Classification:
       data: what the source says of itself: `class_names`, `image_size` (H, W), `channels`.
     """
 
-    headline = "top1"
+    name, headline = "classification", "top1"
 
     def __init__(self, config: ClassificationConfig, model: ViTConfig, data: dict[str, Any]):
         self.config, self.model = config, model
@@ -69,8 +69,13 @@ class Classification:
         """Softmax in float64, so that scikit-learn computes from the stored probabilities what `summary` says."""
         return np.exp(_log_softmax(logits))
 
-    def metrics(self, logits: Float[np.ndarray, "B K"], labels: Int[np.ndarray, "B"]) -> Sums:
+    def kept(self, logits: Float[np.ndarray, "B K"], batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is kept of each example until the end: `outputs`, `label` and `id`."""
+        return {"outputs": logits, "label": batch["label"], "id": batch["id"]}
+
+    def metrics(self, logits: Float[np.ndarray, "B K"], batch: dict[str, np.ndarray]) -> Sums:
         """Sums over examples, to be added up over batches; padding must have been removed."""
+        labels = batch["label"]
         K, B, everyone = len(self.class_names), len(labels), np.arange(len(labels))
         logp = _log_softmax(logits)
         nll = -logp[everyone, labels]
@@ -94,7 +99,7 @@ class Classification:
             sums["top5_hits"] = (best == labels[:, None]).any(axis=1).sum()
         return sums
 
-    def summary(self, sums: Sums) -> dict[str, Any]:
+    def summary(self, sums: Sums, examples: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
         """Figures of the examples summed: scores and errors are fractions, losses nats an example.
 
         `ece` is the expected calibration error over 15 equal bins of the top probability (arXiv 1706.04599);

@@ -62,7 +62,7 @@ def open_run(workdir: Path, checkpoint: str) -> Trained:
 
 
 def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray], Source]:
-    """Figures of a split as eval.json has them; per example `outputs`, `label` and `id`; and the split, in the same order."""
+    """Figures of a split as eval.json has them; what the task keeps of each example; and the split, in the same order."""
     source = open_source(model.config.data, split)
     described = describe(source)
     if unlike := _unlike(described, model.meta["data"]):
@@ -70,14 +70,13 @@ def evaluate_split(model: Trained, split: str, stop: Stop) -> tuple[dict[str, An
         what = f"the data has {here}, the model was trained on {there}"
         raise UserError(what, str(model.where), "evaluate on the data set that it was trained on")
     figures, examples = _summed(model.task, over(model, source, split, make_eval_step, stop))
-    task = type(model.task).__name__.lower()
-    return {"task": task, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
+    return {"task": model.task.name, "dataset": source.name, "split": split, "step": model.step, **figures}, examples, source
 
 
 def over(
     model: Trained, source: Source, split: str, make_step: Callable[..., Callable[..., Any]], stop: Stop
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batch by batch of a split what a step, made of task and preparation, gives: `outputs`, `label` and `id`, no padding."""
+    """Batch by batch of a split what a step, made of task and preparation, gives, as `outputs`, and all else that's known."""
     config, mesh = model.config, make_mesh()
     size = -(-config.batch_size // mesh.size) * mesh.size  # the devices here may be others than in training
     step = make_step(model.task, make_prepare(config.data, config.augment))
@@ -128,7 +127,7 @@ def evaluate(
     mesh: Mesh,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The task's figures, and per example: `outputs`, `label`, `id`.
+    """The task's figures, and what it keeps of each example.
 
     Padding (mask False) is dropped before anything is counted. `check` is called between batches and may raise. In a run
     of several processes each gives its part of the batches, and all get the figures and examples of the whole.
@@ -142,17 +141,20 @@ def _seen(
     for batch in batches:
         check()
         placed = place(batch, mesh)
-        seen = collect({"outputs": step(params, placed), **{name: placed[name] for name in ("label", "id", "mask")}})
+        known = {name: x for name, x in placed.items() if name != "image"}
+        seen = collect({"outputs": step(params, placed), **known})
         real = seen.pop("mask")
-        yield {name: x[real] for name, x in seen.items()}
+        yield jax.tree.map(lambda x: x[real], seen)  # noqa: B023
 
 
 def _summed(task: Any, batches: Iterable[dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     sums: dict[str, np.ndarray] = {}
-    kept: dict[str, list[np.ndarray]] = {"outputs": [], "label": [], "id": []}
+    kept: dict[str, list[np.ndarray]] = {}
     for seen in batches:
-        for name, x in seen.items():
-            kept[name].append(x)
-        for name, x in task.metrics(seen["outputs"], seen["label"]).items():
+        outputs = seen.pop("outputs")
+        for name, x in task.kept(outputs, seen).items():
+            kept.setdefault(name, []).append(x)
+        for name, x in task.metrics(outputs, seen).items():
             sums[name] = sums.get(name, 0) + x
-    return task.summary(sums), {name: np.concatenate(parts) for name, parts in kept.items()}
+    examples = {name: np.concatenate(parts) for name, parts in kept.items()}
+    return task.summary(sums, examples), examples

@@ -21,7 +21,7 @@ from vit.training.optim import ema_decay, learning_rate, optimizer
 from vit.training.trained import trained
 
 State = dict[str, Any]
-Batch = dict[str, Array]  # image (B, H, W, C) uint8, label (B,), id (B,), mask (B,)
+Batch = dict[str, Array]  # image (B, H, W, C) uint8, label (B,) or (B, H, W), id (B,), mask (B,)
 Prepare = Callable[[Batch, Key[Array, "B"] | None], Batch]  # normalise; with keys, augment
 
 
@@ -79,6 +79,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     def train_step(state: State, batch: Batch, size: int = 0) -> tuple[State, dict[str, Array]]:
         keys = example_keys(config.seed, state["step"] + state["offset"], batch["id"])
         batch = prepare(batch, keys)  # the whole of it: mixing takes an image's neighbour
+        batch["progress"] = jnp.full(keys.shape, state["step"] / config.steps)  # what a loss may anneal by, for every example
         if size:
             batch = {**batch, "image": resize(batch["image"], size)}
         moving, frozen = parted(config, state["params"])

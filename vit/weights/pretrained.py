@@ -31,7 +31,10 @@ class Found(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """Parameters by path, complete for `ViT(config, image_size=…, channels=…, classes=…)`, and what else the file tells."""
+    """Parameters by path, complete for `ViT(config, image_size=…, channels=…, classes=…)`, and what else the file tells.
+
+    With a `head` they are for `Eomt(config, head, …)`.
+    """
 
     params: dict[str, np.ndarray]
     config: ViTConfig
@@ -48,6 +51,8 @@ class Pretrained(NamedTuple):
     source: str
     notes: list[str]
     """What had to be assumed or was left out, a line on each."""
+    head: Any = None
+    """What stands on the backbone (an `EomtHead`), where that isn't a classifier; its parameters lie below `head/`."""
 
 
 def changed(config: ViTConfig, **changes: Any) -> ViTConfig:

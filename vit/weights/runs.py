@@ -30,4 +30,5 @@ def load_run(folder: Any) -> Pretrained:
         std=tuple(pixels["std"]),
         source=f"{folder}, step {run.step}",
         notes=run.warnings,
+        head=getattr(run.config.task, "head", None),
     )

@@ -6,10 +6,11 @@ from typing import Any, cast
 import jax
 from flax import nnx
 
-from vit.config import ViTConfig, from_json, validate
+from vit.config import EomtHead, ViTConfig, from_json, validate
 from vit.errors import UserError
+from vit.models.eomt import Eomt
 from vit.models.vit import Params, ViT, split
-from vit.weights import files, hf, npz, timm
+from vit.weights import eomt, files, hf, npz, timm
 from vit.weights.hub import fetch
 from vit.weights.mapping import Table, to_ours
 from vit.weights.pretrained import Found, Pretrained
@@ -45,6 +46,8 @@ def _understood(found: Found) -> Pretrained:
         config, kind, facts, notes = timm.understand(found)
         classes = found.arrays["head.weight"].shape[0] if "head.weight" in found.arrays else 0
         return fill(found, config, timm.table(config, facts["channels"], classes, kind), {"classes": classes, **facts}, notes)
+    if found.config.get("model_type") == "eomt":
+        return fill(found, *eomt.understand(found))
     if hf.knows(found):
         found = hf.spelled(found)
         return fill(found, *hf.understand(found))
@@ -59,7 +62,7 @@ def _understood(found: Found) -> Pretrained:
 def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], notes: list[str]) -> Pretrained:
     """Map what was found by a table."""
     validate(config, found.where)
-    wanted = shapes(config, facts["image_size"], facts["channels"], facts["classes"])
+    wanted = shapes(config, facts["image_size"], facts["channels"], facts["classes"], facts.get("head"))
     params, left_out = to_ours(found.arrays, table, wanted, found.where)
     mean, std = (tuple(float(x) for x in facts[name]) for name in ("mean", "std"))
     if not len(mean) == len(std) in (1, facts["channels"]):
@@ -68,12 +71,14 @@ def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], n
     return Pretrained(params, config, **{**facts, "mean": mean, "std": std}, source=found.where, notes=notes + left_out)
 
 
-def shapes(config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+def shapes(
+    config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int, head: EomtHead | None = None
+) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a model, by path."""
 
     def build() -> Params:
-        model = ViT(config, image_size=image_size, channels=channels, classes=classes, rngs=nnx.Rngs(0))
-        return split(model)[1]
+        shape: Any = {"image_size": image_size, "channels": channels, "classes": classes, "rngs": nnx.Rngs(0)}
+        return split(Eomt(config, head, **shape) if head else ViT(config, **shape))[1]
 
     return {path: x.shape for path, x in jax.eval_shape(build).items()}
 

@@ -67,7 +67,9 @@ def prepare(
 
     `data` is what `vit.data.sources.describe` says, `images` the number to train on.
     """
-    params, lines = fitted(weights, data) if weights else ({}, [])
+    task = make_task(config.task, config.model, data)
+    shapes = jax.eval_shape(lambda: split(task.build(nnx.Rngs(0)))[1])
+    params, lines = fitted(weights, data, shapes) if weights else ({}, [])
     if weights:
         fitting = {"data.mean": weights.mean, "data.std": weights.std}
         if len(weights.mean) not in (1, data["channels"]):
@@ -76,9 +78,7 @@ def prepare(
         config = dataclasses.replace(config, auto=tuple(name for name in config.auto if name not in fitting))
     if not config.auto:
         return config, params, lines
-    task = make_task(config.task, config.model, data)
-    shapes = nnx.state(nnx.eval_shape(lambda: task.build(nnx.Rngs(0))), nnx.Param)
-    config, chosen = resolve(config, images, sum(x.size for x in jax.tree.leaves(shapes)), bool(weights))
+    config, chosen = resolve(config, images, sum(x.size for x in shapes.values()), bool(weights))
     return config, params, [*lines, *chosen]
 
 
@@ -100,10 +100,10 @@ def frozen(text: str, data: FolderData, size: int = 0) -> Trained:
     return Trained(config, task, params, {"data": described}, 0, Path(weights.source), [*weights.notes, *lines])
 
 
-def fitted(weights: Pretrained, data: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+def fitted(weights: Pretrained, data: dict[str, Any], shapes: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The pretrained parameters as a model of this data has them, without a head that begins anew, and a line on each change.
 
-    `data` is what `vit.data.sources.describe` says.
+    `data` is what `vit.data.sources.describe` says, `shapes` are those of the new model's parameters.
     """
     params, lines = dict(weights.params), []
     height, width = data["image_size"]
@@ -119,7 +119,8 @@ def fitted(weights: Pretrained, data: dict[str, Any]) -> tuple[dict[str, np.ndar
         params[first] = with_channels(params[first], weights.channels, data["channels"])
         how = "summed over" if data["channels"] == 1 else "repeated and scaled from"
         lines.append(f"the embedding of {data['channels']} channels is {how} the weights' {weights.channels}")
-    if weights.class_names == data["class_names"]:
+    old, new = ({path: x.shape for path, x in those.items() if path.startswith("head")} for those in (params, shapes))
+    if weights.class_names == data["class_names"] and old == new:
         return params, [*lines, f"the head is kept: the same {len(data['class_names'])} classes"]
     params = {path: x for path, x in params.items() if not path.startswith("head")}
     theirs = f"{weights.classes} others" if weights.classes else "none"
