@@ -25,7 +25,7 @@ def get_config() -> Config:
             size=(192, 256), scale=(1.0, 1.5), names=NAMES, void=(11, 255), stream=False,
             mean=(0.41, 0.42, 0.43), std=(0.30, 0.31, 0.31),
         ),
-        augment=AugmentConfig(flip=True, colour=0.3),
+        augment=AugmentConfig(flip=True, colour=0.5),
         task=SegmentationConfig(head=ConvHead(width=48, levels=2, stride=4)),
         model=ViTConfig(patch=16, width=128, depth=6, heads=4, mlp=256, stem="conv", pool="mean"),
         optim=Muon(lr=4e-3, weight_decay=0.1),

@@ -242,8 +242,13 @@ def test_evaluation_is_without_masked_attention():
     graph, params = split(small("semantic"))
     data = jax.tree.map(jnp.asarray, scenes(2))
     model = merge(graph, params)
-    wanted = jax.jit(lambda x: masks.loss(model(x["image"])[0], [], targets(x, head(), 3), head()))(data)
-    np.testing.assert_allclose(jax.jit(lambda x: eomt_loss(model, x, head(), 3, None))(data), wanted, rtol=1e-5)
+
+    @jax.jit
+    def both(x):
+        plain = masks.loss(model(x["image"])[0], [], targets(x, head(), 3), head())
+        return eomt_loss(model, x, head(), 3, None), plain
+
+    np.testing.assert_allclose(*both(data), rtol=1e-5)
     assert not annealed(1.0, 2).any()
 
 
@@ -252,8 +257,9 @@ def test_pixels_beyond_the_image_count_for_nothing():
     p = {"masks": jnp.asarray(6 * rng.standard_normal((6, 8, 12)), jnp.float32), "classes": 9 * jnp.eye(6, K + 1)}
     inside = jnp.zeros((8, 12), bool).at[:5, :7].set(True)
     cut = {**p, "masks": p["masks"][:, :5, :7]}
+    low = head(threshold=0.3)
     for way in (panoptic, instances):
-        whole, part = way(p, head(threshold=0.3), inside=inside), way(cut, head(threshold=0.3))
+        whole, part = jax.jit(lambda p, cut, way=way: (way(p, low, inside=inside), way(cut, low)))(p, cut)
         np.testing.assert_array_equal(whole["segments"][:5, :7], part["segments"])
         np.testing.assert_array_equal(whole["kept"], part["kept"])
         np.testing.assert_allclose(whole["scores"], part["scores"], rtol=1e-5)

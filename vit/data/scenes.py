@@ -38,7 +38,7 @@ def scene(images: Float[np.ndarray, "n 8 8"], labels: Int[np.ndarray, "n"], seed
     boxes: list[list[int]] = []
     digits: list[int] = []
     for _ in range(max(rng.integers(1, MOST + 1, 2))):  # many more often than few
-        which, side = rng.integers(len(images)), int(rng.integers(SIDES[0], SIDES[1] + 1))
+        which, side = rng.integers(len(images)), int(max(rng.integers(SIDES[0], SIDES[1] + 1, 2)))  # large ones more often
         ink = np.clip(opencv().resize(images[which], (side, side), interpolation=opencv().INTER_CUBIC), 0, 1)
         solid = ink > 0.5
         rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))

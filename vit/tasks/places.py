@@ -14,6 +14,8 @@ AT_ONCE = 2**25  # logits of the canvas that are held at a time, beyond which it
 
 def resize(logits: Float[Array, "B h w K"], size: tuple[int, int]) -> Float[Array, "B H W K"]:
     """Bilinear, by half pixels, as PyTorch's `interpolate` without aligned corners."""
+    if logits.shape[1:3] == tuple(size):
+        return logits
     whole = jnp.asarray(size, jnp.float32)
     rows, columns = (
         _weights(n, whole[i], whole[i], size[i], m) for i, (n, m) in enumerate(zip(size, logits.shape[1:3], strict=True))

@@ -59,12 +59,10 @@ class Segmentation:
     def loss(self, model: ViT, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """Mean cross-entropy of each example's pixels that aren't void, in nats; 0 where there are none. And the dice loss."""
         logits, label = model(batch["image"], keys=keys)[0], batch["label"]
-        logits = places.resize(logits, (label.shape[1], label.shape[2]))
-        known = label != VOID
-        own = jnp.where(known, label, 0).astype(jnp.int32)
-        nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, own[..., None], axis=-1)[..., 0]
-        loss = jnp.sum(nll * known, axis=(1, 2)) / jnp.maximum(known.sum(axis=(1, 2)), 1)
-        return loss + self.config.dice * dice(logits, label) if self.config.dice else loss
+        logp = jax.nn.log_softmax(places.resize(logits, (label.shape[1], label.shape[2])))
+        truth = (label[..., None] == jnp.arange(logp.shape[-1], dtype=label.dtype)).astype(jnp.float32)  # void: all zeros
+        loss = -jnp.sum(truth * logp, axis=(1, 2, 3)) / jnp.maximum(truth.sum(axis=(1, 2, 3)), 1)
+        return loss + self.config.dice * dice(jnp.exp(logp), truth) if self.config.dice else loss
 
     def outputs(self, model: ViT, batch: dict[str, Array]) -> UInt8[Array, "B H W"]:
         """What evaluation keeps of each example: the class of every pixel, at the image's own size, on the labels' canvas."""
@@ -137,16 +135,16 @@ class Segmentation:
         return figures["miou"], figures["pixel_accuracy"]
 
 
-def dice(logits: Float[Array, "B H W K"], label: UInt8[Array, "B H W"]) -> Float[Array, "B"]:
-    """1 - the mean over the classes that an image has of 2·|A ∩ B| / (|A| + |B|), probabilities counted as shares of pixels."""
-    K = logits.shape[-1]
-    known = (label != VOID)[..., None]
-    truth = (label[..., None] == jnp.arange(K)) * 1.0
-    probability = jax.nn.softmax(logits) * known
-    both, each = (truth * probability).sum(axis=(1, 2)), (truth + probability).sum(axis=(1, 2))
-    has = truth.any(axis=(1, 2))
-    score = jnp.sum(has * 2 * both / jnp.maximum(each, 1e-6), axis=-1) / jnp.maximum(has.sum(axis=-1), 1)
-    return jnp.where(has.any(axis=-1), 1 - score, 0.0)
+def dice(probability: Float[Array, "B H W K"], truth: Float[Array, "B H W K"]) -> Float[Array, "B"]:
+    """1 - the mean over the classes that an image has of 2·|A ∩ B| / (|A| + |B|), probabilities counted as shares of pixels.
+
+    `truth` is 1 at a pixel's class; pixels without any count for nothing.
+    """
+    pixels = truth.sum(axis=(1, 2))
+    both, guessed = (truth * probability).sum(axis=(1, 2)), (truth.sum(axis=-1, keepdims=True) * probability).sum(axis=(1, 2))
+    score = jnp.sum(jnp.where(pixels > 0, 2 * both / jnp.maximum(pixels + guessed, 1), 0), axis=-1)
+    has = jnp.sum(pixels > 0, axis=-1)
+    return jnp.where(has > 0, 1 - score / jnp.maximum(has, 1), 0.0)
 
 
 def confusion(truth: UInt8[np.ndarray, "H W"], predicted: UInt8[np.ndarray, "H W"], K: int) -> Int[np.ndarray, "K K"]:
