@@ -48,7 +48,9 @@ from vit.config import (
     DigitsData,
     EomtHead,
     FolderData,
+    LinearHead,
     MaskData,
+    ScenesData,
     SegmentationConfig,
     TfdsData,
     ViTConfig,
@@ -66,6 +68,7 @@ from vit.data.batches import once
 from vit.data.decode import decode
 from vit.data.sources import Digits, Tfds, describe, open_source
 from vit.deploy.images import listed
+from vit.deploy.segment import MaskPrediction
 from vit.errors import UserError
 from vit.flags import parse_config
 from vit.tasks import make_task
@@ -79,7 +82,8 @@ from vit.training.stop import Stop
 from vit.training.storage import open_folder
 from vit.training.trained import trained
 from vit.training.workdir import check_resumable, locked
-from vit.weights import start
+from vit.weights import eomt, start
+from vit.weights.pretrained import Found as FoundWeights
 
 GOLDEN = Path(__file__).parent / "golden" / "errors.txt"
 SOURCES = [*sorted((REPO / "vit").rglob("*.py")), REPO / "train.py", REPO / "eval.py"]
@@ -402,6 +406,7 @@ def predicted(*args: str, run: str = "{run}", csv: str = "") -> Callable[[At], A
     return provoke
 
 
+BLACK = np.zeros((5, 6, 3), np.uint8)
 OBJECTS = SegmentationConfig(head=EomtHead(output="panoptic", blocks=1))
 
 
@@ -415,6 +420,27 @@ def segmenting(*args: str) -> Callable[[At], Any]:
     """A command line after the config of digit scenes."""
     config = REPO / "configs" / "segment_digits.py"
     return lambda at: parse_config(["--config", str(config), *args], config)
+
+
+def masked(*args: str, **files: str) -> Callable[[At], Any]:
+    """`vit predict` of a segmentation run in the case's folder, where there are files already, by the ends of their names."""
+
+    def provoke(at: At) -> None:
+        at.patch.chdir(at.folder)
+        (file,) = digit_files(at.folder / "digits", 1)
+        config = Config(data=ScenesData(), task=SegmentationConfig(head=LinearHead()), model=SEGMENTER)
+        run = tiny_run(at.folder / "run", config)
+        for kind, text in files.items():
+            names = {"classes": "classes.txt", "mask": f"masks/000001-{Path(file).stem}.png"}
+            path = at.folder / "predictions" / names[kind]
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+        cli.run(["predict", "--workdir", str(run), str(file), *args])
+
+    return provoke
+
+
+SEGMENTER = ViTConfig(patch=8, width=16, depth=1, heads=2, mlp=32, pool="mean")
 
 
 def checked(out: str, change: Callable[[Path], object]) -> Callable[[At], Any]:
@@ -568,6 +594,11 @@ CASES: dict[str, Callable[[At], Any]] = {
     "classification of masks": lambda at: task_of(ClassificationConfig(), {"view": "whole"}),
     "objects of masks without any": lambda at: task_of(OBJECTS, {"view": "whole", "things": None}),
     "objects in windows": lambda at: task_of(OBJECTS, {"view": "sliding", "things": [True, True]}),
+    "attention of a segmentation": masked("--attention"),
+    "masks of other classes": masked(classes="cat\ndog\n"),
+    "another mask of this name": masked(mask="my own"),
+    "an overlay on another image": lambda at: MaskPrediction(np.zeros((4, 4), np.uint8), ["cat"]).overlay(BLACK),
+    "EoMT of another activation": lambda at: eomt.understand(FoundWeights({}, {"hidden_act": "relu6"}, {}, {}, "", "w")),
     "an augmentation that leaves masks behind": segmenting("--augment.cutmix", "1"),
     "a stride that isn't reached": segmenting("--task.head.stride", "3"),
     "a size of three": lambda at: validate(Config(data=MaskData(size=(32, 32, 32)))),

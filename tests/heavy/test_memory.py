@@ -35,5 +35,6 @@ def test_two_megapixels_take_less_than_4_gigabytes(tmp_path, view, classes):
     assert done.returncode == 0, done.stderr
     peak = 1024 * int(done.stdout.split()[-1])  # Linux counts in kilobytes
     print(f"{view}, {classes} classes: {peak / 1e9:.2f} GB")
-    assert Image.open(tmp_path / "out" / "predictions" / "masks" / "000001-street.png").size == (2048, 1024)
+    with Image.open(tmp_path / "out" / "predictions" / "masks" / "000001-street.png") as mask:
+        assert mask.size == (2048, 1024)
     assert peak < MOST
