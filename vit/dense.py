@@ -42,7 +42,7 @@ class MaskData:
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of pixels in [0, 1], divided by."""
     stream: bool = True
-    """Read through Grain's threads each time; else decoded images and masks are held in memory."""
+    """Read files each time they are needed; else decoded images and masks are held in memory. The batches are the same."""
     bad_images: Literal["error", "skip"] = "error"
     """A pair that can't be decoded ends the run, or another stands in for it, for at most 1 % of the images."""
 

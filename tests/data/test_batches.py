@@ -26,6 +26,8 @@ class Numbers:
         image = np.full((2, 2, 1), i % 256, np.uint8)
         return {"image": image, "label": np.int32(i % 2), "id": np.int32(i)}
 
+    drawn_anew = False
+
     def drawn(self, i, rng):
         return self[i]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import random
 import struct
@@ -16,6 +17,7 @@ from PIL import Image
 from tests.data.mask_faults import coco, config, ids, image, panoptic, png, whole, write
 from tests.data.test_check import tree
 from vit.config import MaskData
+from vit.data.batches import Batches
 from vit.data.decode import BadImage
 from vit.data.legend import read
 from vit.data.maskcrop import crop_image, crop_map, random_spans, spans, viewed
@@ -601,6 +603,16 @@ def test_a_turned_image_doesnt_fit_a_mask_that_isnt(tmp_path):
         MaskImages(config(root), "train")
     write(root, {"masks/train/000.png": png(ids(0, 32, 24))})
     assert MaskImages(config(root), "train")[0]["size"].tolist() == [32, 24]
+
+
+def test_training_batches_are_random_crops_whether_held_or_not(tmp_path):
+    root = write(tmp_path, whole())
+    held, streamed = (Batches(MaskImages(config(root, stream=x), "train"), 3, 4, stream=x) for x in (False, True))
+    for a, b in itertools.islice(zip(held.starting_at(0), streamed.starting_at(0), strict=False), 5):
+        assert a["image"].shape[1:3] == a["label"].shape[1:] == held.source.shape[:2]
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    source, rng = held.source, random.Random(0)
+    assert not np.array_equal(source.drawn(0, rng)["image"], source.drawn(0, rng)["image"])
 
 
 def test_held_is_streamed_and_nothing_is_changed(tmp_path):

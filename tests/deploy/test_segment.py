@@ -13,7 +13,7 @@ import vit
 from tests.deploy.test_predict import Never
 from tests.deploy.tiny import MODEL, tiny_run
 from vit import cli
-from vit.config import Config, ConvHead, MaskData, ScenesData, SegmentationConfig
+from vit.config import Config, ConvHead, EomtHead, MaskData, ScenesData, SegmentationConfig
 from vit.data.decode import BadImage
 from vit.data.scenes import Scenes
 from vit.deploy import predict as predict_module
@@ -93,6 +93,16 @@ def test_scenes_have_the_masks_of_an_evaluation(scenes, predictor):
     source, expected = Scenes(ScenesData(), "val"), of_evaluation(scenes, "val")
     results = predictor.predict(source[i]["image"] for i in range(40))
     for result, mask in zip(results, expected, strict=False):
+        np.testing.assert_array_equal(result.mask, mask)
+
+
+@pytest.mark.parametrize("view", ["padded", "sliding"])
+def test_eomt_has_the_masks_of_an_evaluation(photos, tmp_path, view):
+    data = MaskData(dir=str(photos), size=(24, 32), view=view, names=("sky", "road", "car", "tree"))
+    task = SegmentationConfig(head=EomtHead(queries=6, blocks=1, upscale=1))
+    run = tiny_run(tmp_path / "run", Config(batch_size=8, data=data, task=task, model=SMALL))
+    results = vit.load(run).predict(sorted((photos / "images" / "val").iterdir()))
+    for result, mask in zip(results, of_evaluation(run, "val"), strict=True):
         np.testing.assert_array_equal(result.mask, mask)
 
 

@@ -49,7 +49,7 @@ def streets(folder, sizes=((60, 80), (48, 100))):
             coarse = rng.integers(0, 12, (3, 4)).astype(np.uint8)
             coarse.flat[:12] = rng.permutation(12)
             mask = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
-            image = np.stack([mask * 20, 255 - mask * 20, (mask * 53) % 256], axis=-1).astype(np.uint8)
+            image = np.stack([mask * 20, 255 - mask * 20, (mask.astype(int) * 53) % 256], axis=-1).astype(np.uint8)
             for name, pixels, kind in ((split, image, "jpeg"), (f"{split}annot", mask, "png")):
                 file = folder / name / f"{i:03d}.{'jpg' if kind == 'jpeg' else 'png'}"
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -45,12 +45,15 @@ class Batches:
       seed: of the order.
       batch_size: of the whole batch, over all processes.
       part: (number of this process, how many there are).
-      stream: read through Grain's threads as the batches are needed; else the split is held in memory.
+      stream: read through Grain's threads as the batches are needed; else the split is held in memory, if its examples are the
+        same each time.
     """
 
     def __init__(self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False):
         self.source, self.seed, self.batch_size, self.part = source, seed, batch_size, part
-        self.resident = None if stream else _with_stand_ins(_stack([source[i] for i in range(len(source))]))
+        self.resident = (
+            None if stream or source.drawn_anew else _with_stand_ins(_stack([source[i] for i in range(len(source))]))
+        )
 
     def places(self, index: int) -> np.ndarray:
         """Places in the source of this process's part of batch `index`."""

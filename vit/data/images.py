@@ -33,6 +33,8 @@ class Images:
     function of seed and step. Raises `UserError` if the set can't be trained on, or at a bad image that isn't skipped.
     """
 
+    drawn_anew = False
+
     def __init__(self, config: FolderData, split: str):
         self.config, self.listing = config, opened(config)
         self.ids = np.flatnonzero(self.listing.splits == SPLITS.index(split)).astype(np.int32)

@@ -29,6 +29,8 @@ class MaskImages:
     the set can't be trained on, or at a bad pair that isn't skipped.
     """
 
+    drawn_anew = True
+
     def __init__(self, config: MaskData, split: str):
         self.config, self.listing, self.view = config, opened(config), config.view
         self.ids = np.flatnonzero(self.listing.splits == SPLITS.index(split)).astype(np.int32)

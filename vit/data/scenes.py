@@ -85,7 +85,7 @@ class Scenes:
     """A split of the scenes: those of its own digit images alone. `id` is the place in the split."""
 
     name = "digit scenes"
-    class_names, view = CLASS_NAMES, "whole"
+    class_names, view, drawn_anew = CLASS_NAMES, "whole", False
     things = [False] + [True] * 10
 
     def __init__(self, config: ScenesData, split: str):

@@ -25,6 +25,7 @@ class Source(Protocol):
 
     name: str
     class_names: list[str]
+    drawn_anew: bool  # even a set that is held in memory is cropped at random each time
 
     def __len__(self) -> int: ...
 
@@ -41,7 +42,7 @@ class Digits:
     `id` is the place in `sklearn.datasets.load_digits()`. Grey levels 0 to 16 become 0 to 255.
     """
 
-    name = "digits"
+    name, drawn_anew = "digits", False
 
     def __init__(self, split: str):
         from sklearn.datasets import load_digits
@@ -72,6 +73,8 @@ class Tfds:
 
     Raises `UserError` if the set isn't prepared, or can't be classified.
     """
+
+    drawn_anew = False
 
     def __init__(self, config: TfdsData, split: str):
         from absl import logging
