@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from vit.config import FolderData, MaskData, TfdsData
 from vit.data.prepare import prepare
@@ -97,37 +98,21 @@ def run(args: list[str], stop: Stop | None = None) -> None:
 
 def check(args: list[str]) -> None:
     """`vit check`: every image of a data set decoded. Raises `UserError` if it can't be trained on as it is."""
-    from vit.data.check import examine, told, verdict
-    from vit.data.maskcheck import has_masks
-    from vit.report.check import place, write
+    from vit.data import check as labelled
+    from vit.data import maskcheck as masked
+    from vit.report import check as report_labelled
+    from vit.report import maskcheck as report_masked
 
-    if has_masks(args[0]):
-        check_masks(args)
-        return
-    wanted = parse(args[1:], Checking(), "Look at a data set of images, and change nothing in it.")
-    data = replace(wanted.data, dir=args[0])
-    folder = place(data.dir, wanted.out)
-    findings = examine(data)
-    write(folder, findings)
-    print("\n".join(told(findings)))
-    print(f"look at {folder}: classes.png, sizes.png, bad_files.csv, duplicates.csv, problems.csv", flush=True)
-    verdict(findings, folder)
-
-
-def check_masks(args: list[str]) -> None:
-    """`vit check` of images with masks: every pair decoded. Raises `UserError` if they can't be trained on as they are."""
-    from vit.data.maskcheck import examine, told, verdict
-    from vit.report.check import place
-    from vit.report.maskcheck import FILES, write
-
-    wanted = parse(args[1:], CheckingMasks(), "Look at a data set of images with masks, and change nothing in it.")
-    data = replace(wanted.data, dir=args[0])
-    folder = place(data.dir, wanted.out)
-    findings = examine(data)
-    write(folder, findings)
-    print("\n".join(told(findings)))
-    print(f"look at {folder}: {FILES}", flush=True)
-    verdict(findings, folder)
+    masks = masked.has_masks(args[0])
+    look, leave = (masked, report_masked) if masks else (labelled, report_labelled)
+    wanted = parse(args[1:], CheckingMasks() if masks else Checking(), "Look at a data set, and change nothing in it.")
+    data: Any = replace(wanted.data, dir=args[0])
+    folder = report_labelled.place(data.dir, wanted.out)
+    findings: Any = look.examine(data)
+    leave.write(folder, findings)
+    print("\n".join(look.told(findings)))
+    print(f"look at {folder}: {leave.FILES}", flush=True)
+    look.verdict(findings, folder)
 
 
 def report(args: list[str]) -> None:

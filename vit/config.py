@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from vit.backbone import VARIANTS as VARIANTS
 from vit.backbone import ViTConfig as ViTConfig
+from vit.dense import VOID as VOID
 from vit.dense import ConvHead as ConvHead
 from vit.dense import EomtHead as EomtHead
 from vit.dense import LinearHead as LinearHead

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share
 
+VOID = 255  # in a mask, whatever its file calls it: no class
+
 
 @dataclass(frozen=True)
 class ScenesData:

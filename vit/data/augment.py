@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vit.config import AugmentConfig, Data
+from vit.config import VOID, AugmentConfig, Data
 from vit.data.randaugment import randaugment
 from vit.errors import UserError
 
@@ -18,7 +18,6 @@ Prepare = Callable[[dict[str, Any], Key[Array, "B"] | None], dict[str, Any]]
 Images = Float[Array, "B H W C"]
 Keys = Key[Array, "B"]
 
-VOID = 255  # in a mask: no class
 FILL = {"label": VOID, "instance": 0}  # what comes into a map of places from outside
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8, UInt16
 from rich.console import Console
 from rich.progress import track
 
-from vit.config import MaskData
+from vit.config import VOID, MaskData
 from vit.data import legend
 from vit.data.decode import BadImage, decode, header
 from vit.data.folder import NOT_UTF8, SPLITS, Listing, Problem, content_share, shown
@@ -25,7 +25,6 @@ from vit.data.maskfiles import IDS, NO_ID, BadMask, Colours, Table, ids_of, mask
 from vit.data.maskforms import Layout, Pair, folders
 from vit.errors import UserError
 
-VOID = 255
 VOID_NAMES = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 FEW = 64  # pairs that are always looked at before a run compiles
 

@@ -1,13 +1,12 @@
 """Sets of TFDS that have an image and a mask, as they were prepared, read without TensorFlow."""
 
-import itertools
-import os
 from pathlib import Path
 from typing import Any
 
-from vit.data.folder import SPLIT_NAMES, is_folder, shown
+from vit.data.folder import SPLIT_NAMES, shown
 from vit.data.maskfiles import mask_size
 from vit.data.maskforms import Layout, Pair
+from vit.data.prepared import set_below
 from vit.errors import UserError
 
 NAMES = ("segmentation_mask", "segmentation_label", "segmentation", "mask", "annotation", "label_map", "labels", "label")
@@ -15,21 +14,8 @@ NAMES = ("segmentation_mask", "segmentation_label", "segmentation", "mask", "ann
 
 def find(root: Path) -> Layout | None:
     """The pairs of a set that was prepared in this folder or below it, as NAME/VERSION; None where there is none."""
-    if (root / "features.json").is_file():
-        return _read(root)
-    tops = _folders(root)
-    inner = [folder for top in tops for folder in _folders(top, 9)]
-    below = sorted(path for path in tops + inner if (path / "features.json").is_file())
-    if len(below) > 1:
-        names = ", ".join(shown(str(path.relative_to(root))) for path in below)
-        what = f"several prepared sets are in it: {names:.120}"
-        raise UserError(what, shown(str(root)), "give the folder of one as --data.dir")
-    return _read(below[0]) if below else None
-
-
-def _folders(folder: Path, most: int = 1000) -> list[Path]:
-    with os.scandir(folder) as files:
-        return [Path(file.path) for file in itertools.islice(files, most) if is_folder(file)]
+    below = root if (root / "features.json").is_file() else set_below(root)
+    return _read(below) if below else None
 
 
 def _read(folder: Path) -> Layout:

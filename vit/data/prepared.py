@@ -16,7 +16,13 @@ def find(root: Path) -> Listing | None:
         return hugging_face(str(root))
     if (root / "features.json").is_file() and (root / "dataset_info.json").is_file():
         return _tfds(root)
-    # NAME/VERSION, or the folder of many such; a folder of a class may hold a million files, which aren't looked at.
+    below = set_below(root)
+    return _tfds(below) if below else None
+
+
+def set_below(root: Path) -> Path | None:
+    """The folder of the one set that TFDS prepared below a folder, as NAME/VERSION. Raises `UserError` if there are several."""
+    # A folder of a class may hold a million files, which aren't looked at.
     tops = _folders(root)
     inner = [folder for top in tops for folder in _folders(top, 9)]
     below = sorted(path for path in tops + inner if (path / "features.json").is_file())
@@ -25,7 +31,7 @@ def find(root: Path) -> Listing | None:
         raise UserError(
             f"several prepared sets are in it: {names:.120}", shown(str(root)), "give the folder of one as --data.dir"
         )
-    return _tfds(below[0]) if below else None
+    return below[0] if below else None
 
 
 def _folders(folder: Path, most: int | None = None) -> list[Path]:

@@ -17,6 +17,8 @@ from vit.report import counts
 from vit.report.draw import BLUE, INK, ORANGE, save
 from vit.training.storage import write_atomically
 
+FILES = "classes.png, sizes.png, bad_files.csv, duplicates.csv, problems.csv"
+
 
 def place(data: str, out: str) -> Path:
     """The folder for the findings, `check-NAME` unless another is wanted. Raises `UserError` if it lies in the data set."""

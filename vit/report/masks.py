@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from matplotlib.patches import Rectangle
 
+from vit.config import VOID
 from vit.report.draw import BLUE, INK, ORANGE, Place, caption, grid, heading, save, show, text
 
-VOID = 255
 MOST = 512  # pixels of a picture's longer side
 LEGEND = 40  # classes; beyond that there is no room for names
 

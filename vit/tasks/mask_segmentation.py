@@ -86,18 +86,14 @@ class MaskSegmentation(Segmentation):
         """Sums over examples, to be added up over batches; padding must have been removed."""
         if not self.objects:
             return super().metrics(predicted, batch)
-        sums = super().metrics(predicted["ids"], batch)
-        label, K = self._truth(batch), len(self.class_names)
-        each = zip(predicted["segments"], predicted["kinds"], label, batch["instance"], batch["size"], strict=True)
+        sums, K = super().metrics(predicted["ids"], batch), len(self.class_names)
+        each = zip(predicted["segments"], predicted["kinds"], batch["label"], batch["instance"], batch["size"], strict=True)
         sums["panoptic"] = sum(
             quality.panoptic_sums(s[:h, :w].astype(int), k, t[:h, :w], o[:h, :w], K) for s, k, t, o, (h, w) in each
         )
+        if self.head.output == "instance":  # which finds objects alone: no other class is asked of it
+            sums["panoptic"] = sums["panoptic"] * np.asarray(self.things)
         return sums
-
-    def _truth(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """The labels; of instance output only those of objects, all else is void."""
-        label = batch["label"]
-        return np.where(batch["instance"] > 0, label, 255).astype(np.uint8) if self.head.output == "instance" else label
 
     def kept(self, predicted: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What is kept of each example until the end: as of `Segmentation`, and its true and predicted objects."""

@@ -18,7 +18,6 @@ from vit.models.matching import match
 
 MOST = 64  # targets of an image; of more, those with the largest areas
 OBJECTS = 2**16  # numbers that an object can have
-VOID = 255  # the class of pixels that are of none
 NOTHING, UNKNOWN = -1, -2  # pixels of no target, and pixels that count for nothing
 APART = 2**16  # beyond the numbers that the model folds into its keys
 OVERSAMPLED, IMPORTANT = 3, 0.75  # PointRend's (arXiv 1912.08193): points to choose from, and the share that is chosen

@@ -14,13 +14,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from vit.config import SegmentationConfig, ViTConfig
+from vit.config import VOID, SegmentationConfig, ViTConfig
 from vit.models.layers import Keys
 from vit.models.segmenter import Segmenter, segmenter_flops
 from vit.models.vit import ViT
 from vit.tasks import places
 
-VOID = 255
 NEAR = 0.0075  # of an image's diagonal: as close a boundary counts as hit (Csurka et al., BMVC 2013)
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
