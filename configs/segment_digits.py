@@ -13,16 +13,16 @@ from vit.config import AugmentConfig, Config, ConvHead, Muon, ScenesData, Schedu
 def get_config() -> Config:
     """Small batches, so that there are many updates, and Muon, so that each is worth more."""
     return Config(
-        steps=2600,
+        steps=2800,
         batch_size=8,
         clip=0.0,
-        eval_every=650,
-        save_every=650,
+        eval_every=1400,
+        save_every=700,
         log_every=50,
         data=ScenesData(),
         augment=AugmentConfig(),
         task=SegmentationConfig(head=ConvHead(width=32, levels=2, stride=4, fine="subpixel"), dice=1.0),
-        model=ViTConfig(patch=8, width=64, depth=3, heads=4, mlp=128, stem="conv", pool="mean"),
+        model=ViTConfig(patch=8, width=64, depth=2, heads=2, mlp=128, stem="conv", pool="mean"),
         optim=Muon(lr=5e-3, weight_decay=0.1),
         schedule=ScheduleConfig(warmup=100, decay="linear"),
     )

@@ -45,15 +45,13 @@ class Batches:
       seed: of the order.
       batch_size: of the whole batch, over all processes.
       part: (number of this process, how many there are).
-      stream: read through Grain's threads as the batches are needed; else the split is held in memory, if its examples are the
-        same each time.
+      stream: read through Grain's threads as the batches are needed; else examples are kept in memory when they have been
+        needed once, if they are the same each time.
     """
 
     def __init__(self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False):
         self.source, self.seed, self.batch_size, self.part = source, seed, batch_size, part
-        self.resident = (
-            None if stream or source.drawn_anew else _with_stand_ins(_stack([source[i] for i in range(len(source))]))
-        )
+        self.resident: dict[int, Batch] | None = None if stream or source.drawn_anew else {}
 
     def places(self, index: int) -> np.ndarray:
         """Places in the source of this process's part of batch `index`."""
@@ -67,9 +65,15 @@ class Batches:
             yield from self._streamed(index)
             return
         while True:
-            places = self.places(index)
-            yield {name: x[places] for name, x in self.resident.items()}
+            yield _stack([self._kept(place, self.resident) for place in self.places(index).tolist()])
             index += 1
+
+    def _kept(self, place: int, resident: dict[int, Batch]) -> Batch:
+        """An example as it was when it was first needed; in place of a bad one the next good one, the first after the last."""
+        if place not in resident:
+            resident[place] = self.source[place]
+        bad = resident[place].get("bad", False)
+        return self._kept((place + 1) % len(self.source), resident) if bad else resident[place]
 
     def _streamed(self, index: int) -> Iterator[Batch]:
         import grain
@@ -117,13 +121,6 @@ def read_ahead(read: Callable[[Any], T], items: Iterable[Any], most: int) -> Ite
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _with_stand_ins(batch: Batch) -> Batch:
-    """Each bad image replaced by the next good one, the first following the last."""
-    good = np.flatnonzero(batch["mask"])
-    stand_in = good[np.searchsorted(good, np.arange(len(batch["mask"]))) % len(good)]
-    return batch if len(good) == len(stand_in) else {name: x[stand_in] for name, x in batch.items()}
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

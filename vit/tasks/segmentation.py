@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vit.config import VOID, SegmentationConfig, ViTConfig
 from vit.models.layers import Keys
@@ -57,11 +57,14 @@ class Segmentation:
 
     def loss(self, model: ViT, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """Mean cross-entropy of each example's pixels that aren't void, in nats; 0 where there are none. And the dice loss."""
-        logits, label = model(batch["image"], keys=keys)[0], batch["label"]
-        logp = jax.nn.log_softmax(places.resize(logits, (label.shape[1], label.shape[2])))
-        truth = (label[..., None] == jnp.arange(logp.shape[-1], dtype=label.dtype)).astype(jnp.float32)  # void: all zeros
-        loss = -jnp.sum(truth * logp, axis=(1, 2, 3)) / jnp.maximum(truth.sum(axis=(1, 2, 3)), 1)
-        return loss + self.config.dice * dice(jnp.exp(logp), truth) if self.config.dice else loss
+        logits, label = model(batch["image"], keys=keys)[0], batch["label"][:, None]
+        # Classes in front of places: sums over so few numbers side by side are slow on a CPU.
+        logits = jnp.moveaxis(places.resize(logits, (label.shape[2], label.shape[3])), -1, 1)
+        total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        known, true = label < logits.shape[1], label == jnp.arange(logits.shape[1], dtype=label.dtype)[:, None, None]
+        nll = jnp.where(known, total, 0).sum(axis=(1, 2, 3)) - jnp.where(true, logits, 0).sum(axis=(1, 2, 3))
+        loss = nll / jnp.maximum(known.sum(axis=(1, 2, 3)), 1)
+        return loss + self.config.dice * dice(jnp.exp(logits - total), true) if self.config.dice else loss
 
     def outputs(self, model: ViT, batch: dict[str, Array]) -> UInt8[Array, "B H W"]:
         """What evaluation keeps of each example: the class of every pixel, at the image's own size, on the labels' canvas."""
@@ -134,13 +137,13 @@ class Segmentation:
         return figures["miou"], figures["pixel_accuracy"]
 
 
-def dice(probability: Float[Array, "B H W K"], truth: Float[Array, "B H W K"]) -> Float[Array, "B"]:
+def dice(probability: Float[Array, "B K H W"], true: Bool[Array, "B K H W"]) -> Float[Array, "B"]:
     """1 - the mean over the classes that an image has of 2·|A ∩ B| / (|A| + |B|), probabilities counted as shares of pixels.
 
-    `truth` is 1 at a pixel's class; pixels without any count for nothing.
+    `true` says of which class a pixel is; pixels of none count for nothing.
     """
-    pixels = truth.sum(axis=(1, 2))
-    both, guessed = (truth * probability).sum(axis=(1, 2)), (truth.sum(axis=-1, keepdims=True) * probability).sum(axis=(1, 2))
+    pixels, known = true.sum(axis=(2, 3)), true.any(axis=1, keepdims=True)
+    both, guessed = (jnp.where(where, probability, 0).sum(axis=(2, 3)) for where in (true, known))
     score = jnp.sum(jnp.where(pixels > 0, 2 * both / jnp.maximum(pixels + guessed, 1), 0), axis=-1)
     has = jnp.sum(pixels > 0, axis=-1)
     return jnp.where(has > 0, 1 - score / jnp.maximum(has, 1), 0.0)
