@@ -15,17 +15,17 @@ NAMES = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "F
 def get_config() -> Config:
     """Six blocks on 12x16 tokens of a convolutional stem, Muon, a convolutional head down to every fourth pixel."""
     return Config(
-        steps=1700,
+        steps=1750,
         batch_size=8,
         clip=0.0,
-        eval_every=425,
-        save_every=425,
+        eval_every=875,
+        save_every=875,
         log_every=25,
         data=MaskData(
-            size=(192, 256), scale=(1.0, 1.75), names=NAMES, void=(11, 255), stream=False,
+            size=(192, 256), scale=(1.0, 1.5), names=NAMES, void=(11, 255), stream=False,
             mean=(0.41, 0.42, 0.43), std=(0.30, 0.31, 0.31),
         ),
-        augment=AugmentConfig(flip=True, colour=0.6),
+        augment=AugmentConfig(flip=True, colour=0.5),
         task=SegmentationConfig(head=ConvHead(width=48, levels=2, stride=4)),
         model=ViTConfig(patch=16, width=128, depth=6, heads=2, mlp=256, stem="conv", pool="mean"),
         optim=Muon(lr=4e-3, weight_decay=0.1),

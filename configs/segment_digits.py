@@ -13,11 +13,11 @@ from vit.config import AugmentConfig, Config, ConvHead, Muon, ScenesData, Schedu
 def get_config() -> Config:
     """Small batches, so that there are many updates, and Muon, so that each is worth more."""
     return Config(
-        steps=2800,
+        steps=2500,
         batch_size=8,
         clip=0.0,
-        eval_every=1400,
-        save_every=700,
+        eval_every=1250,
+        save_every=1250,
         log_every=50,
         data=ScenesData(),
         augment=AugmentConfig(),
