@@ -28,18 +28,14 @@ def images(B=2, H=16, W=24):
 
 
 @functools.cache
-def compiled(model, attention, masked):
+def compiled(model, **more):
     """As a whole, which is quicker than piece by piece, and once for all tests."""
-
-    def forward(x, keys, mask, anneal):
-        return model(x, keys=keys, mask=mask, attention=attention, anneal=anneal if masked else 0.0)
-
-    return jax.jit(forward)
+    return jax.jit(lambda x, arrays: model(x, **arrays, **more))
 
 
-def forward(model, x, keys=None, mask=None, attention=False, anneal=0.0):
-    masked = not (isinstance(anneal, float) and anneal == 0)
-    return compiled(model, attention, masked)(x, keys, mask, jnp.asarray(anneal, jnp.float32))
+def forward(model, x, **more):
+    arrays = {name: given for name, given in more.items() if isinstance(given, jax.Array)}
+    return compiled(model, **{name: given for name, given in more.items() if name not in arrays})(x, arrays)
 
 
 def keys(B=2):
