@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import hypothesis
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 REPO = Path(__file__).parent.parent
@@ -83,6 +84,11 @@ def _compiled_programs_are_let_go():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def colours(picture: np.ndarray) -> int:
+    """How many different ones a PNG file has, read by matplotlib as (H, W, 3) in [0, 1]. `unique` of rows takes seconds."""
+    return len(np.unique(np.rint(picture * 255).astype(int) @ [1, 2**8, 2**16]))
 
 
 def pytest_sessionfinish() -> None:

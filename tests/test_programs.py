@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import StandardCheckpointer
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
-from tests.conftest import REPO, SMALL, run, start
+from tests.conftest import REPO, SMALL, colours, run, start
 from vit.data.sources import Digits
 from vit.errors import UserError
 from vit.training.checkpoint import Checkpoints
@@ -82,7 +82,7 @@ def test_pictures_are_not_blank(trained):
     for name in PICTURES:
         picture = imread(trained / name)[..., :3]
         assert picture.std() > 0.05, name
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 30, name
+        assert colours(picture) > 30, name
 
 
 @pytest.mark.parametrize("split", ["test", "train"])

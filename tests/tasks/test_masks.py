@@ -185,9 +185,9 @@ def scene(seed):
     return np.eye(3, dtype=np.float32)[label] + 0.1 * rng.standard_normal((16, 24, 3), np.float32), label, instance
 
 
-def small(output):
-    config = ViTConfig(patch=4, width=32, depth=2, heads=2, mlp=64, pool="mean")
-    return Eomt(config, head(output, blocks=1), image_size=(16, 24), channels=3, classes=3, rngs=nnx.Rngs(0))
+def small(output, depth=2, blocks=1):
+    config = ViTConfig(patch=4, width=32, depth=depth, heads=2, mlp=64, pool="mean")
+    return Eomt(config, head(output, blocks=blocks), image_size=(16, 24), channels=3, classes=3, rngs=nnx.Rngs(0))
 
 
 def scenes(B):
@@ -196,13 +196,13 @@ def scenes(B):
 
 
 def test_the_same_loss_and_gradient_on_eight_devices():
-    graph, params = split(small("panoptic"))
+    graph, params = split(small("panoptic", depth=3, blocks=2))
     many = keys(8)
 
     @jax.jit
     def step(params, data, keys, progress):
         def total(params):
-            return eomt_loss(merge(graph, params), {**data, "progress": progress}, head("panoptic", blocks=1), 3, keys).mean()
+            return eomt_loss(merge(graph, params), {**data, "progress": progress}, head("panoptic"), 3, keys).mean()
 
         return jax.value_and_grad(total)(params)
 
