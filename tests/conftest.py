@@ -69,7 +69,10 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     return out, err
 
 
-SLOW = "kills signals notebooks programs sharding state vit finetune hosts randaugment malformed errors"
+SLOW = (
+    "configs kills digits hosts signals disk segmentation notebooks transfer cifar "
+    "programs segment sharding state masks vit finetune errors malformed eomt predict randaugment"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
