@@ -5,17 +5,21 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from tests import forks
+from tests.forks import QUICKLY
 
 # Before jax starts: eight simulated devices in this process (a computation that names no devices still runs on one), and
-# compilations in half the time. The programs under test are compiled as a user's are.
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# quicker compilations. The programs under test are compiled as a user's are.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICKLY}"
 
 import hypothesis
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 REPO = Path(__file__).parent.parent
@@ -45,14 +49,16 @@ def program_environment() -> dict[str, str]:
 
 def quickly_compiled() -> dict[str, str]:
     """The same, for models so large that compiling them takes most of a test's time."""
-    return {**program_environment(), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return {**program_environment(), "XLA_FLAGS": QUICKLY}
 
 
-def start(program: str, *args: object, **options) -> subprocess.Popen:
-    """Start train.py or eval.py as a user does, with warnings as errors."""
-    command = [sys.executable, "-W", "error", str(REPO / program), *map(str, args)]
+def start(program: str, *args: object, forked: bool = True, env: dict[str, str] | None = None, cwd: Any = None) -> Any:
+    """Start train.py or eval.py as a user does, with warnings as errors; forked, its imports are done (tests/forks.py)."""
+    command, env, cwd = [str(REPO / program), *map(str, args)], env or program_environment(), str(cwd or os.getcwd())
+    if forked:
+        return forks.Fork(command, env, cwd)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **{"env": program_environment(), **pipes, **options})
+    return subprocess.Popen([sys.executable, "-W", "error", *command], env=env, cwd=cwd, **pipes)
 
 
 def run(program: str, *args: object, code: int = 0, timeout: float = 300, **options) -> tuple[str, str]:
@@ -63,7 +69,10 @@ def run(program: str, *args: object, code: int = 0, timeout: float = 300, **opti
     return out, err
 
 
-SLOW = "kills signals notebooks programs sharding state vit finetune hosts randaugment malformed errors"
+SLOW = (
+    "configs kills digits hosts signals disk segmentation notebooks transfer cifar "
+    "programs segment sharding state masks vit finetune errors malformed eomt predict randaugment"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,13 +89,29 @@ def _compiled_programs_are_let_go():
     gc.collect()
 
 
+def colours(picture: np.ndarray) -> int:
+    """How many different ones a PNG file has, read by matplotlib as (H, W, 3) in [0, 1]. `unique` of rows takes seconds."""
+    return len(np.unique(np.rint(picture * 255).astype(int) @ [1, 2**8, 2**16]))
+
+
+def pytest_sessionfinish() -> None:
+    """Nobody forks any more."""
+    forks.end()
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that the first of pytest's processes makes and all use: `make` fills it. Tests that change it work on a copy."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / f"{name}.done").exists():
+            make(root / name)
+            (root / f"{name}.done").touch()
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A finished run of the small setting, made once for all of pytest's processes. Tests that change it work on a copy."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with (folder / "trained.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "trained" / "eval.json").exists():
-            run("train.py", *SMALL, f"--workdir={folder / 'trained'}")
-    return folder / "trained"
+    """A finished run of the small setting, started as a user does."""
+    return shared(tmp_path_factory, "trained", lambda folder: run("train.py", *SMALL, f"--workdir={folder}", forked=False))

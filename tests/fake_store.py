@@ -103,7 +103,7 @@ def register():
     fsspec_backend._get_filesystem.cache_clear()
 
 
-if __name__ == "__main__":  # python -m tests.fake_store PROGRAM ARGUMENTS…
+if __name__ == "__main__":  # python tests/fake_store.py PROGRAM ARGUMENTS…
     import runpy
     import sys
 

@@ -16,7 +16,7 @@ import pytest
 from orbax.checkpoint import StandardCheckpointer
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
-from tests.conftest import REPO, SMALL, run, start
+from tests.conftest import REPO, SMALL, colours, run, start
 from vit.data.sources import Digits
 from vit.errors import UserError
 from vit.training.checkpoint import Checkpoints
@@ -82,12 +82,12 @@ def test_pictures_are_not_blank(trained):
     for name in PICTURES:
         picture = imread(trained / name)[..., :3]
         assert picture.std() > 0.05, name
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 30, name
+        assert colours(picture) > 30, name
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_evaluation_counts_everything_and_scikit_learn_agrees(copied, split):
-    out, _ = run("eval.py", "--workdir", copied, "--split", split)
+    out, _ = run("eval.py", "--workdir", copied, "--split", split, forked=split == "train")
     figures = json.loads((copied / "eval.json").read_text())
     with np.load(copied / "predictions.npz") as saved:
         probabilities, labels, ids = saved["probabilities"], saved["labels"], saved["example_ids"]
@@ -214,7 +214,7 @@ def wait_for(path, process, text=""):
 def test_kill_9_and_reruns_end_bitwise_as_if_nothing_had_happened(trained, tmp_path):
     workdir = tmp_path / "run"
     command = [*SMALL, f"--workdir={workdir}"]
-    process = start("train.py", *command)
+    process = start("train.py", *command, forked=False)
     wait_for(workdir / "metrics.jsonl", process, f'"step": {random.choice([2, 4, 6])}')
     process.kill()
     process.communicate()
@@ -235,7 +235,7 @@ def test_kill_9_and_reruns_end_bitwise_as_if_nothing_had_happened(trained, tmp_p
 def test_a_signal_saves_and_exits_with_75(trained, tmp_path, number):
     workdir = tmp_path / "run"
     command = [*SMALL, f"--workdir={workdir}"]
-    process = start("train.py", *command)
+    process = start("train.py", *command, forked=number == signal.SIGTERM)
     wait_for(workdir / "checkpoints" / "0", process)  # then it compiles
     process.send_signal(number)
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""A program that is sent a signal at a chosen place: `python -m tests.heavy.dying SIGNAL PLACE NUMBER PROGRAM ARGUMENTS…`.
+"""A program that is sent a signal at a chosen place: `python tests/heavy/dying.py SIGNAL PLACE NUMBER PROGRAM ARGUMENTS…`.
 
 PLACE is a function of vit; the signal comes before its NUMBER-th call (or after, for `PLACE+`). `compile` is NUMBER tenths of
 a second after the first update began.

@@ -3,7 +3,6 @@
 import random
 import signal
 import subprocess
-import sys
 
 from tests.conftest import REPO, program_environment, run, start
 from tests.heavy.conftest import COMMAND
@@ -35,12 +34,12 @@ KILLS = [
     ("compile", 5),
     ("compile", 20),
     ("vit.training.loop.Loop.update", 1),
-    ("vit.training.loop.Loop.update", 130),
-    ("vit.training.loop.Loop.update+", 77),
+    ("vit.training.loop.Loop.update", 52),
+    ("vit.training.loop.Loop.update+", 31),
     *SAVING,
     ("vit.training.evaluate.evaluate", 1),
     ("vit.training.evaluate.evaluate+", 1),
-    ("vit.training.log.Log.metrics+", 30),
+    ("vit.training.log.Log.metrics+", 12),
 ]
 # After the last update: the evaluation that ends the run.
 AT_THE_END = [("vit.training.evaluate.evaluate_split", 1), ("vit.report.results.write", 1)]
@@ -54,7 +53,7 @@ def test_stopped_at_random(whole, tmp_path):
         rounds += 1
         workdir, code = tmp_path / str(rounds), None
         while code != 0:
-            process = start("train.py", *COMMAND, f"--workdir={workdir}")
+            process = start("train.py", *COMMAND, f"--workdir={workdir}", forked=False)
             number = signal.SIGKILL if rng.random() < 0.7 else signal.SIGTERM
             if stops < STOPS:
                 try:
@@ -74,16 +73,15 @@ def test_stopped_at_random(whole, tmp_path):
 
 def struck(number, place, count, workdir):
     """Run the command with a signal at a place; how it ended."""
-    command = [sys.executable, "-m", "tests.heavy.dying", number, place, str(count), str(REPO / "train.py")]
     environment = program_environment()
     if place == "compile":  # for real, every time
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    done = subprocess.run(
-        [*command, *COMMAND, f"--workdir={workdir}"], env=environment, cwd=REPO, capture_output=True, text=True, check=False
-    )
+    command = [number, place, count, REPO / "train.py", *COMMAND, f"--workdir={workdir}"]
+    process = start("tests/heavy/dying.py", *command, env=environment)
+    _, err = process.communicate(timeout=300)
     steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal()]
-    print(f"{place} {count}: {done.returncode} at {max(steps, default='the start')}", flush=True)
-    return done.returncode, done.stderr
+    print(f"{place} {count}: {process.returncode} at {max(steps, default='the start')}", flush=True)
+    return process.returncode, err
 
 
 def test_killed_at_every_place(whole, tmp_path):

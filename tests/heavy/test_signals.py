@@ -8,7 +8,7 @@ from tests.test_programs import assert_same_state, final_state
 # At these a process that still runs notices, saves and exits with 75.
 SIGNALS = [
     *[("compile", tenths) for tenths in (0, 3, 10, 25)],
-    *[("vit.training.loop.Loop.update", n) for n in (1, 2, 33, 121)],
+    *[("vit.training.loop.Loop.update", n) for n in (1, 2, 13, 48)],
     *[("vit.training.evaluate.evaluate", n) for n in (1, 2)],
     *[("vit.training.evaluate.place", n) for n in (1, 9)],
     *[SAVING[i] for i in (0, 1, 3, 4, 6, 8)],

@@ -1,5 +1,7 @@
 """EoMT: what masked attention hides, how it is annealed away, what stands where. Parity is in tests/parity."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +18,24 @@ CONFIG = ViTConfig(patch=4, width=16, depth=3, heads=2, mlp=24, registers=2, pos
 HEAD = EomtHead(queries=5, blocks=2, upscale=1)
 
 
-def build(config=CONFIG, head=HEAD, **more):
-    return Eomt(config, head, image_size=(16, 24), channels=3, classes=4, rngs=nnx.Rngs(0), **more)
+@functools.cache
+def build(config=CONFIG, head=HEAD):
+    return Eomt(config, head, image_size=(16, 24), channels=3, classes=4, rngs=nnx.Rngs(0))
 
 
 def images(B=2, H=16, W=24):
     return jax.random.normal(jax.random.key(1), (B, H, W, 3))
 
 
+@functools.cache
+def compiled(model, **more):
+    """As a whole, which is quicker than piece by piece, and once for all tests."""
+    return jax.jit(lambda x, arrays: model(x, **arrays, **more))
+
+
 def forward(model, x, **more):
-    """Compiled as a whole: quicker than piece by piece."""
-    return jax.jit(lambda x: model(x, **more))(x)
+    arrays = {name: given for name, given in more.items() if isinstance(given, jax.Array)}
+    return compiled(model, **{name: given for name, given in more.items() if name not in arrays})(x, arrays)
 
 
 def keys(B=2):

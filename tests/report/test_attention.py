@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import vit
-from tests.models.test_vit import SMALL, random_params
+from tests.models.test_vit import SMALL, images, made, run
 from tests.report.test_scores import ODD, assert_drawn
-from vit.models.vit import merge, split
 from vit.report import attention
 from vit.training.sharding import make_mesh
 
@@ -40,9 +39,8 @@ def test_rollout_is_the_formula():
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("pool", ["token", "mean", "map"])
 def test_the_patches_of_the_pooled_vector_of_a_model(pool, fused):
-    model = vit.create("Ti/4", **SMALL, image_size=8, classes=3, pool=pool, fused=fused)
-    graph, params = random_params(model)
-    _, out = merge(graph, params)(jax.random.normal(jax.random.key(0), (2, 8, 12, 3)), attention=True)
+    graph, params = made("Ti/4", **SMALL, image_size=8, classes=3, pool=pool, fused=fused)
+    _, out = run(graph, params, images(2, 8, 12, 3), attention=True)
     everything, last = attention.maps(pool, out)
     assert everything.shape == last.shape == (2, 2, 3)
     for b in range(2):
@@ -78,27 +76,22 @@ class Task:
 
     class_names, model = ODD, vit.ViTConfig(pool="mean")
 
-    def build(self, rngs):
-        return vit.create("Ti/4", **SMALL, image_size=8, classes=10, pool="mean")
-
-    @property
-    def graph(self):
-        return split(self.build(None))[0]
+    def __init__(self):
+        self.graph, self.params = made("Ti/4", **SMALL, image_size=8, classes=10, pool="mean")
 
 
 @pytest.mark.parametrize("count", [3, 12])
 def test_it_watches_the_models_own_predictions(count):
-    _, params = random_params(Task().build(None))
-    rng = np.random.default_rng(2)
+    task, rng = Task(), np.random.default_rng(2)
     source = [{"image": rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), "label": i % 10, "id": i} for i in range(count)]
 
     def prepare(batch, keys):
         return {**batch, "image": batch["image"] / 255 - 0.5}
 
-    seen = attention.watch(Task(), prepare, source, make_mesh(jax.devices()[:2]))(params)
+    seen = attention.watch(task, prepare, source, make_mesh(jax.devices()[:2]))(task.params)
     first = source[:8]
     pixels = jnp.stack([jnp.asarray(e["image"]) for e in first]) / 255 - 0.5
-    logits, out = merge(split(Task().build(None))[0], params)(pixels, attention=True)
+    logits, out = run(task.graph, task.params, pixels, attention=True)
     np.testing.assert_array_equal(seen["image"], [e["image"] for e in first])
     np.testing.assert_array_equal(seen["guess"], logits.argmax(axis=1))
     np.testing.assert_array_equal(seen["label"], range(len(first)))

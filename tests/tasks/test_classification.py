@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, recall_score, top_k_accuracy_score
 
+from tests.models.test_vit import images, random_params
 from vit.config import ClassificationConfig, ViTConfig
+from vit.models.vit import merge
 from vit.tasks.classification import Classification, wilson
 
 
@@ -88,14 +90,17 @@ def test_sums_add_up_over_batches(seed, sizes):
     assert added == {k: pytest.approx(v) for k, v in whole.items()}
 
 
+def modelled(smoothing):
+    """The task, a model whose head isn't zero, and a batch."""
+    task = make(7, smoothing)
+    graph, params = random_params(lambda: task.build(nnx.Rngs(0)))
+    return task, merge(graph, params), {"image": images(50, 4, 4, 1), "label": jnp.arange(50) % 7}
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_training_loss_is_optax_smoothed_cross_entropy_and_evaluations_loss(smoothing):
-    task = make(7, smoothing)
-    model = task.build(nnx.Rngs(0))
-    model.head.kernel[...] = jax.random.normal(jax.random.key(0), (8, 7))
-    batch = {"image": jax.random.normal(jax.random.key(1), (50, 4, 4, 1)), "label": jnp.arange(50) % 7}
-    logits = task.outputs(model, batch)
-    got = task.loss(model, batch, None)
+    task, model, batch = modelled(smoothing)
+    logits, got = jax.jit(lambda batch: (task.outputs(model, batch), task.loss(model, batch, None)))(batch)
     targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 7), smoothing)
     np.testing.assert_allclose(got, optax.softmax_cross_entropy(logits, targets), rtol=1e-5)
     figures = task.summary(task.metrics(np.asarray(logits), {"label": np.asarray(batch["label"])}))
@@ -104,16 +109,14 @@ def test_training_loss_is_optax_smoothed_cross_entropy_and_evaluations_loss(smoo
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_mixed_image_is_asked_for_both_its_labels(smoothing):
-    task = make(7, smoothing)
-    model = task.build(nnx.Rngs(0))
-    model.head.kernel[...] = jax.random.normal(jax.random.key(0), (8, 7))
-    batch = {"image": jax.random.normal(jax.random.key(1), (50, 4, 4, 1)), "label": jnp.arange(50) % 7}
+    task, model, batch = modelled(smoothing)
     mixed = {**batch, "partner": jnp.roll(batch["label"], 1), "share": jnp.linspace(0, 1, 50)}
     targets = (
         mixed["share"] * jax.nn.one_hot(mixed["label"], 7).T + (1 - mixed["share"]) * jax.nn.one_hot(mixed["partner"], 7).T
     ).T
-    wanted = optax.softmax_cross_entropy(task.outputs(model, batch), optax.smooth_labels(targets, smoothing))
-    np.testing.assert_allclose(task.loss(model, mixed, None), wanted, rtol=1e-5)
+    logits, got = jax.jit(lambda batch: (task.outputs(model, batch), task.loss(model, batch, None)))(mixed)
+    wanted = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 @given(st.integers(1, 20_000), st.floats(0, 1))

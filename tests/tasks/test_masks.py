@@ -11,8 +11,13 @@ from vit.config import EomtHead, ViTConfig
 from vit.models.eomt import Eomt, annealed
 from vit.models.vit import merge, split
 from vit.tasks import masks
-from vit.tasks.masks import NOTHING, UNKNOWN, corners, eomt_loss, instances, losses, panoptic, sampled, semantic, targets
+from vit.tasks.masks import NOTHING, UNKNOWN, corners, eomt_loss, losses, sampled, semantic
 from vit.training.sharding import make_mesh, place
+
+# Compiled as a whole: quicker than piece by piece.
+targets = jax.jit(masks.targets, static_argnums=(1, 2))
+panoptic = jax.jit(masks.panoptic, static_argnums=1, static_argnames="stuff")
+instances = jax.jit(masks.instances, static_argnums=1)
 
 K = 4
 HEAD = EomtHead(queries=6, points=300, blocks=2, upscale=1)
@@ -180,9 +185,9 @@ def scene(seed):
     return np.eye(3, dtype=np.float32)[label] + 0.1 * rng.standard_normal((16, 24, 3), np.float32), label, instance
 
 
-def small(output):
-    config = ViTConfig(patch=4, width=32, depth=3, heads=2, mlp=64, pool="mean")
-    return Eomt(config, head(output), image_size=(16, 24), channels=3, classes=3, rngs=nnx.Rngs(0))
+def small(output, depth=2, blocks=1):
+    config = ViTConfig(patch=4, width=32, depth=depth, heads=2, mlp=64, pool="mean")
+    return Eomt(config, head(output, blocks=blocks), image_size=(16, 24), channels=3, classes=3, rngs=nnx.Rngs(0))
 
 
 def scenes(B):
@@ -191,7 +196,7 @@ def scenes(B):
 
 
 def test_the_same_loss_and_gradient_on_eight_devices():
-    graph, params = split(small("panoptic"))
+    graph, params = split(small("panoptic", depth=3, blocks=2))
     many = keys(8)
 
     @jax.jit
@@ -222,7 +227,7 @@ def test_a_small_model_learns_a_batch_by_heart():
         inner = {**data, "progress": i / steps}
         folded = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys())
         value, gradient = jax.value_and_grad(
-            lambda p: eomt_loss(merge(graph, p), inner, head("panoptic", points=64), 3, folded).mean()
+            lambda p: eomt_loss(merge(graph, p), inner, head("panoptic", points=64, blocks=1), 3, folded).mean()
         )(params)
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, updates), state), value
@@ -234,7 +239,7 @@ def test_a_small_model_learns_a_batch_by_heart():
     result["masks"] = jax.image.resize(result["masks"], (2, 6, 16, 24), "linear", antialias=False)
     named = semantic(result).argmax(axis=-1)
     assert (named == data["label"]).mean() > 0.9
-    one = panoptic(jax.tree.map(lambda x: x[0], result), head("panoptic"), stuff=[0, 1])
+    one = panoptic(jax.tree.map(lambda x: x[0], result), head("panoptic"), stuff=(0, 1))
     assert int(one["kept"].sum()) == int(targets(data, head("panoptic"), 3).valid[0].sum())
 
 
@@ -245,8 +250,8 @@ def test_evaluation_is_without_masked_attention():
 
     @jax.jit
     def both(x):
-        plain = masks.loss(model(x["image"])[0], [], targets(x, head(), 3), head())
-        return eomt_loss(model, x, head(), 3, None), plain
+        plain = masks.loss(model(x["image"])[0], [], targets(x, head(blocks=1), 3), head(blocks=1))
+        return eomt_loss(model, x, head(blocks=1), 3, None), plain
 
     np.testing.assert_allclose(*both(data), rtol=1e-5)
     assert not annealed(1.0, 2).any()

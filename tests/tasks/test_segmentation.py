@@ -10,9 +10,10 @@ from flax import nnx
 from scipy import ndimage
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from tests.models.test_vit import random_params, run
 from vit.config import ConvHead, LinearHead, SegmentationConfig, ViTConfig
 from vit.errors import UserError
-from vit.models.vit import merge, split
+from vit.models.vit import merge
 from vit.tasks import make_task
 from vit.tasks.segmentation import VOID, boundary, confusion
 
@@ -110,14 +111,13 @@ def test_boundaries_by_a_plain_count(seed, shape):
 @pytest.mark.parametrize("dice", [0.0, 0.7])
 def test_the_loss_by_a_plain_loop(dice):
     t = task(LinearHead(), dice=dice)
-    graph, params = split(t.build(nnx.Rngs(0)))
+    graph, params = random_params(lambda: t.build(nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    params = {p: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32) for p, x in params.items()}
-    model = merge(graph, params)
     images = jnp.asarray(rng.normal(size=(3, 16, 24, 3)), jnp.float32)
     label = rng.integers(0, 2, (3, 16, 24)).astype(np.uint8)  # no dog
     label[0, :5], label[2] = VOID, VOID
-    logits = np.asarray(jax.image.resize(model(images)[0], (3, 16, 24, 3), "linear"), np.float64)
+    logits = run(graph, params, images)[0]
+    logits = np.asarray(jax.image.resize(logits, (3, 16, 24, 3), "linear"), np.float64)
     p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     wanted = []
     for probability, truth in zip(p, label, strict=True):
@@ -127,17 +127,20 @@ def test_the_loss_by_a_plain_loop(dice):
             2 * probability[truth == k, k].sum() / ((truth == k).sum() + probability[known, k].sum()) for k in set(truth[known])
         ]
         wanted.append(np.mean(nll) + dice * (1 - np.mean(scores)) if nll else 0.0)
-    loss = t.loss(model, {"image": images, "label": jnp.asarray(label)}, None)
+    loss = jax.jit(lambda p, x, y: t.loss(merge(graph, p), {"image": x, "label": y}, None))(params, images, label)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_void_pixels_move_nothing():
     t = task(dice=1.0)
-    graph, params = split(t.build(nnx.Rngs(0)))
+    graph, params = random_params(lambda: t.build(nnx.Rngs(0)))
     image = jnp.ones((1, 16, 24, 3)) * jnp.arange(24)[:, None] / 24
-    gradient = jax.grad(
-        lambda p, y: t.loss(merge(graph, p), {"image": image, "label": jnp.full((1, 16, 24), y, jnp.uint8)}, None).sum()
-    )
+
+    @jax.jit
+    @jax.grad
+    def gradient(p, y):
+        return t.loss(merge(graph, p), {"image": image, "label": jnp.full((1, 16, 24), y, jnp.uint8)}, None).sum()
+
     assert all(not np.any(x) for x in gradient(params, VOID).values())
     assert any(np.any(x) for x in gradient(params, 1).values())
 
@@ -145,12 +148,12 @@ def test_void_pixels_move_nothing():
 @pytest.mark.parametrize("view", ["whole", "sliding"])
 def test_outputs_are_at_the_images_own_size(view):
     t = task(view=view)
-    model = t.build(nnx.Rngs(0))
+    graph, params = random_params(lambda: t.build(nnx.Rngs(0)))
     shape, content = ((40, 50), [[40, 50], [17, 33]]) if view == "sliding" else ((16, 24), [[16, 24]] * 2)
     images = jax.random.normal(jax.random.key(0), (2, *shape, 3))
     sizes = jnp.asarray([[40, 50], [17, 33]], jnp.int32)
     seen = {"image": images, "label": jnp.zeros((2, 40, 50), jnp.uint8), "size": sizes, "content": jnp.asarray(content)}
-    out = t.outputs(model, seen)
+    out = jax.jit(lambda params, seen: t.outputs(merge(graph, params), seen))(params, seen)
     assert out.shape == (2, 40, 50)
     assert out.dtype == jnp.uint8
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.conftest import run
 from tests.deploy.tiny import tiny_run
+from tests.models.test_vit import run as run_model
 from vit.config import FolderData
 from vit.data.sources import open_source
-from vit.models.vit import merge
 from vit.training import probe as module
 from vit.training.evaluate import open_run, over
 from vit.training.probe import few, linear, nearest
@@ -101,9 +100,7 @@ def test_features_are_the_pooled_vectors_of_a_model(tmp_path):
     features = np.concatenate([batch["outputs"] for batch in batches])
     assert features.shape == (360, 16)
     images = np.stack([source[i]["image"] for i in range(5)]).astype(np.float32) / 255
-    wanted = merge(model.task.graph, jax.tree.map(jnp.asarray, model.params))(jnp.asarray((images - 0.305) / 0.376))[1][
-        "pooled"
-    ]
+    wanted = run_model(model.task.graph, model.params, jnp.asarray((images - 0.305) / 0.376))[1]["pooled"]
     np.testing.assert_allclose(features[:5], wanted, atol=1e-5)
 
 

@@ -20,9 +20,8 @@ NAMES = ["cat", "dog", "eel"]
 
 
 def pretrained(model=MODEL, size=(16, 16), channels=3, names=NAMES):
-    _, params = split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    params = {path: rng.normal(0, 0.3, x.shape).astype(np.float32) for path, x in params.items()}
+    params = {path: rng.normal(0, 0.3, x.shape).astype(np.float32) for path, x in shapes(names, size, channels, model).items()}
     return Pretrained(params, model, size, channels, len(names), names, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "runs/x, step 9", [])
 
 
@@ -31,12 +30,13 @@ def data(names=NAMES, size=(16, 16), channels=3):
 
 
 def shapes(names=NAMES, size=(16, 16), channels=3, model=MODEL):
-    return split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))[1]
+    build = lambda: split(ViT(model, image_size=size, channels=channels, classes=len(names), rngs=nnx.Rngs(0)))[1]  # noqa: E731
+    return jax.eval_shape(build)
 
 
 def logits(params, images, model=MODEL, size=(16, 16), classes=3):
     shapes = nnx.eval_shape(lambda: ViT(model, image_size=size, channels=images.shape[-1], classes=classes, rngs=nnx.Rngs(0)))
-    return np.asarray(merge(nnx.graphdef(shapes), {p: jnp.asarray(x) for p, x in params.items()})(images)[0])
+    return np.asarray(jax.jit(lambda p, x: merge(nnx.graphdef(shapes), p)(x)[0])(params, images))
 
 
 def test_the_head_is_kept_for_the_same_classes_and_begins_anew_for_others():

@@ -3,6 +3,7 @@
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
 
+import functools
 import random
 from collections import Counter
 from pathlib import Path
@@ -45,6 +46,14 @@ class Digits:
     name, drawn_anew = "digits", False
 
     def __init__(self, split: str):
+        images, labels, names, splits = self._read()
+        self.ids = splits[split]
+        self.images, self.labels, self.class_names = images[self.ids], labels[self.ids], [*names]
+
+    @staticmethod
+    @functools.cache
+    def _read() -> tuple[np.ndarray, np.ndarray, list[str], dict[str, np.ndarray]]:
+        """All images, their labels, the classes, and the ids of each split."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -52,10 +61,8 @@ class Digits:
         labels, ids = digits.target.astype(np.int32), np.arange(len(digits.target), dtype=np.int32)
         rest, test = train_test_split(ids, test_size=360, stratify=labels, random_state=0)
         train, val = train_test_split(rest, test_size=144, stratify=labels[rest], random_state=0)
-        self.ids = {"train": train, "val": val, "test": test}[split]
-        self.images = np.round(digits.images[self.ids] * (255 / 16)).astype(np.uint8)[..., None]
-        self.labels = labels[self.ids]
-        self.class_names = [str(name) for name in digits.target_names]
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+        return images, labels, [str(name) for name in digits.target_names], {"train": train, "val": val, "test": test}
 
     def __len__(self) -> int:
         return len(self.ids)
