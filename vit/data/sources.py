@@ -52,7 +52,7 @@ class Digits:
 
     @staticmethod
     @functools.cache
-    def _read() -> tuple[np.ndarray, np.ndarray, list[str], dict[str, np.ndarray]]:
+    def _read() -> tuple[np.ndarray, np.ndarray, list[str], dict[str, Any]]:
         """All images, their labels, the classes, and the ids of each split."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
