@@ -6,11 +6,11 @@ import signal
 import socket
 
 import numpy as np
+import pytest
 
 from tests.conftest import SMALL, program_environment, run
 from tests.test_hosts import assert_same_losses, ended, losses, start_two, wait_for_step
 from tests.test_programs import PICTURES, final_state
-from vit.training.log import read_metrics
 
 
 def test_a_run_goes_on_with_more_or_fewer_processes(trained, tmp_path):
@@ -22,20 +22,11 @@ def test_a_run_goes_on_with_more_or_fewer_processes(trained, tmp_path):
     run("train.py", *SMALL, f"--workdir={tmp_path / 'two'}", "--steps=16")
 
 
-LONG = ("--steps=150", "--save-every=4", "--eval-every=25")
-
-
-def begun(workdir):
-    """Both processes of the run, some steps on from where it was."""
-    step = max((row["step"] for row in read_metrics(workdir / "metrics.jsonl")), default=0)
-    processes = start_two(workdir, *LONG)
-    wait_for_step(workdir, step + 8, processes)
-    return processes
-
-
-def kill(victim, workdir):
-    """When one is killed, the other says so."""
-    processes = begun(workdir)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_says_so_and_the_rerun_resumes(tmp_path, victim):
+    workdir, long = tmp_path / "run", ("--steps=200", "--save-every=4")
+    processes = start_two(workdir, *long)
+    wait_for_step(workdir, 20, processes)
     processes[victim].kill()
     _, err = ended(processes, [-signal.SIGKILL if i == victim else 75 for i in range(2)])[1 - victim]
     assert err.strip().splitlines()[-3:] == [
@@ -43,27 +34,23 @@ def kill(victim, workdir):
         "   at: the network",
         "  fix: see its log; the same commands on all hosts then resume",
     ]
+    outputs = ended(start_two(workdir, *long), [0, 0])
+    assert f"resuming {workdir} from step " in outputs[0][0]
+    run("train.py", *SMALL, *long, f"--workdir={tmp_path / 'whole'}")
+    assert_same_losses(losses(workdir), losses(tmp_path / "whole"))
 
 
-def tell(told, workdir):
-    """A signal to one stops both at the same step."""
-    processes = begun(workdir)
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, told):
+    workdir = tmp_path / "run"
+    processes = start_two(workdir, "--steps=5000")
+    wait_for_step(workdir, 20, processes)
     processes[told].send_signal(signal.SIGTERM)
     outputs = ended(processes, [75, 75])
     step, _ = final_state(workdir)
     for _, err in outputs:
         assert f"stopped at step {step} and saved" in err
     assert {"report.html", *PICTURES} <= {p.name for p in workdir.iterdir()}
-
-
-def test_killed_and_stopped_in_turn_it_resumes_each_time_and_ends_as_one(tmp_path):
-    workdir = tmp_path / "run"
-    for strike, number in ((kill, 0), (tell, 0), (kill, 1), (tell, 1)):
-        strike(number, workdir)
-    outputs = ended(start_two(workdir, *LONG), [0, 0])
-    assert f"resuming {workdir} from step " in outputs[0][0]
-    run("train.py", *SMALL, *LONG, f"--workdir={tmp_path / 'whole'}")
-    assert_same_losses(losses(workdir), losses(tmp_path / "whole"))
 
 
 def test_a_mistake_on_one_host_ends_both(tmp_path):

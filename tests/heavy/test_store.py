@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPO, program_environment, run
+from tests.conftest import REPO, program_environment
 from tests.conftest import SMALL as SHORT
 from tests.fake_store import Died, FakeStore
 from tests.test_programs import final_state
@@ -49,10 +51,13 @@ def test_cut_at_every_change(store, again):  # noqa: F811
 
 
 def test_a_whole_run_in_a_store(trained, tmp_path):
-    environment = {**program_environment(), "FAKE_STORE": str(tmp_path)}
+    environment = {**program_environment(), "FAKE_STORE": str(tmp_path), "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "tests.fake_store"]
 
     def program(*args):
-        return run("tests/fake_store.py", *args, env=environment, cwd=REPO)[0]
+        done = subprocess.run([*command, *args], env=environment, cwd=REPO, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     program("train.py", *SMALL, "--workdir=gs://bucket/run")
     ours = tmp_path / "bucket" / "run"
