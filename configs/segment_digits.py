@@ -3,8 +3,8 @@
     uv run train.py --config configs/segment_digits.py
 
 A ViT of 0.14 M parameters on 12x12 tokens of a convolutional stem, and a head that gives every fourth pixel's place 4x4 logits.
-Background is nine tenths of all pixels, so the dice loss stands beside the cross-entropy. Mean IoU above 0.85 in under five
-minutes on two cores; how it was chosen, on 200 scenes of other digits: docs/decisions/0015-segmentation.md.
+Background is nine tenths of all pixels, so the dice loss stands beside the cross-entropy. Mean IoU above 0.85 in five minutes
+on two cores; how it was chosen, on 200 scenes of other digits: docs/decisions/0015-segmentation.md.
 """
 
 from vit.config import AugmentConfig, Config, ConvHead, Muon, ScenesData, ScheduleConfig, SegmentationConfig, ViTConfig

@@ -51,7 +51,9 @@ class Batches:
 
     def __init__(self, source: Source, seed: int, batch_size: int, part: tuple[int, int] = (0, 1), stream: bool = False):
         self.source, self.seed, self.batch_size, self.part = source, seed, batch_size, part
-        self.resident: dict[int, Batch] | None = None if stream or source.drawn_anew else {}
+        self.streamed = stream or source.drawn_anew
+        self.kept: Batch = {}  # room for every example, and below which of them are there
+        self.made = np.zeros(len(source), bool)
 
     def places(self, index: int) -> np.ndarray:
         """Places in the source of this process's part of batch `index`."""
@@ -61,19 +63,26 @@ class Batches:
 
     def starting_at(self, index: int) -> Iterator[Batch]:
         """Batches `index`, `index` + 1, … without end."""
-        if self.resident is None:
+        if self.streamed:
             yield from self._streamed(index)
             return
         while True:
-            yield _stack([self._kept(place, self.resident) for place in self.places(index).tolist()])
+            places = self.places(index)
+            for place in places[~self.made[places]].tolist():
+                self._keep(place)
+            yield {name: x[places] for name, x in self.kept.items()}
             index += 1
 
-    def _kept(self, place: int, resident: dict[int, Batch]) -> Batch:
-        """An example as it was when it was first needed; in place of a bad one the next good one, the first after the last."""
-        if place not in resident:
-            resident[place] = self.source[place]
-        bad = resident[place].get("bad", False)
-        return self._kept((place + 1) % len(self.source), resident) if bad else resident[place]
+    def _keep(self, place: int) -> None:
+        """Make an example when it is first needed; in place of a bad one the next good one, the first after the last."""
+        good = place
+        while (example := self.source[good]).get("bad", False):
+            good = (good + 1) % len(self.source)
+        for name, x in _stack([example]).items():
+            if name not in self.kept:
+                self.kept[name] = np.empty((len(self.source), *x.shape[1:]), x.dtype)
+            self.kept[name][place] = x[0]
+        self.made[place] = True
 
     def _streamed(self, index: int) -> Iterator[Batch]:
         import grain
