@@ -27,7 +27,7 @@ PICTURES = {
     "top_losses.png": "The worst mistakes: the images on which the model lost most.",
     "val_predictions.png": "Validation images with their label and what the model says.",
     "worst_masks.png": "The images that lost most of the mean IoU: image, truth, prediction, errors in red.",
-    "val_masks.png": "The first validation images: image, truth, prediction, errors in red.",
+    "val_masks.png": "Some validation images: image, truth, prediction, errors in red.",
     "calibration.png": "How often the model is right when it is so sure; on the diagonal it can be trusted.",
     "attention.png": "Where the model looks: attention rolled out over all blocks, and in the last one.",
     "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels or masks.",

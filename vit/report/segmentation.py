@@ -49,11 +49,10 @@ def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def validation(run: Any, task: Any, seen: dict[str, Any], source: Any, title: str) -> None:
-    """`val_masks.png`: the first examples."""
-    first, figures = np.arange(min(SHOWN, len(seen["examples"]["id"]))), seen["figures"]
-    _rows(
-        run / "val_masks.png", seen["examples"], first, source, task.class_names, f"{title}, {_told(figures)}: first examples"
-    )
+    """`val_masks.png`: some examples, evenly spread: neighbours may be frames of one film."""
+    count, told = len(seen["examples"]["id"]), f"{title}, {_told(seen['figures'])}: some examples"
+    some = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
+    _rows(run / "val_masks.png", seen["examples"], some, source, task.class_names, told)
 
 
 def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
