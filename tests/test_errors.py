@@ -31,7 +31,7 @@ import pytest
 import eval as eval_program
 import vit
 from tests.conftest import REPO, SMALL, program_environment
-from tests.data import mask_faults
+from tests.data import box_faults, mask_faults
 from tests.data.faults import folders
 from tests.data.test_folder import write
 from tests.data.test_prepare import FAULTS, Server, contents, pack
@@ -605,6 +605,9 @@ CASES: dict[str, Callable[[At], Any]] = {
     "a size that patches don't tile": lambda at: validate(Config(data=MaskData(size=(32, 50)))),
     "a scale that goes back": lambda at: validate(Config(data=MaskData(size=(32, 32), scale=(2.0, 1.0)))),
     "more joined blocks than blocks": lambda at: validate(Config(task=SegmentationConfig(head=EomtHead(blocks=13)))),
+    # sets with boxes
+    **{name: (lambda at, case=case: case(at.folder)) for name, case in box_faults.CASES.items()},
+    "a set that is checked as something else": command("check", "{folder}", "--as", "cats"),
     # image sets of one's own
     "no folder of images": lambda at: images(at, dir=""),
     "folder of images that isn't there": lambda at: images(at, dir=str(at.folder / "none")),

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vit.config import FolderData, MaskData, TfdsData
+from vit.config import BoxData, FolderData, MaskData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse
 from vit.training.stop import Stop
 
 USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]      (looks at images before you train)
+       vit check DIR_OR_JSON --as boxes                          (at boxes, where a set has masks, too)
        vit prepare NAME --data.dir FOLDER [--archive FILE]       (cifar10, cifar100, or any TFDS set)
        vit predict --workdir RUN_FOLDER SOURCE ...               (files, folders, 'patterns*.jpg', - for paths on stdin)
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
@@ -52,6 +53,15 @@ class CheckingMasks:
     """What `vit check` is told beside the folder of a set with masks."""
 
     data: MaskData = field(default_factory=MaskData)
+    out: str = ""
+    """The folder for what it finds. Default: check-NAME in the current one."""
+
+
+@dataclass(frozen=True)
+class CheckingBoxes:
+    """What `vit check` is told beside the folder of a set with boxes."""
+
+    data: BoxData = field(default_factory=BoxData)
     out: str = ""
     """The folder for what it finds. Default: check-NAME in the current one."""
 
@@ -98,16 +108,33 @@ def run(args: list[str], stop: Stop | None = None) -> None:
 
 def check(args: list[str]) -> None:
     """`vit check`: every image of a data set decoded. Raises `UserError` if it can't be trained on as it is."""
+    from vit.data import boxcheck as boxed
     from vit.data import check as labelled
     from vit.data import maskcheck as masked
+    from vit.report import boxcheck as report_boxed
     from vit.report import check as report_labelled
     from vit.report import maskcheck as report_masked
 
-    masks = masked.has_masks(args[0])
-    look, leave = (masked, report_masked) if masks else (labelled, report_labelled)
-    wanted = parse(args[1:], CheckingMasks() if masks else Checking(), "Look at a data set, and change nothing in it.")
-    data: Any = replace(wanted.data, dir=args[0])
-    folder = report_labelled.place(data.dir, wanted.out)
+    place, args = args[0], args[1:]
+    kinds = {
+        "classes": (Checking(), labelled, report_labelled),
+        "masks": (CheckingMasks(), masked, report_masked),
+        "boxes": (CheckingBoxes(), boxed, report_boxed),
+    }
+    if "--as" in args:
+        i = args.index("--as")
+        kind, args = next(iter(args[i + 1 :]), ""), args[:i] + args[i + 2 :]
+        if kind not in kinds:
+            raise UserError(f"a set can't be looked at as {kind!r}", "the command line", f"give --as {' or --as '.join(kinds)}")
+    elif any(arg.startswith("--data.annotations") for arg in args):
+        kind = "boxes"
+    else:
+        kind = "masks" if masked.has_masks(place) else "boxes" if boxed.has_boxes(place) else "classes"
+    defaults, look, leave = kinds[kind]
+    wanted: Any = parse(args, defaults, "Look at a data set, and change nothing in it.")
+    is_json = kind == "boxes" and Path(place).expanduser().is_file()
+    data: Any = replace(wanted.data, **{"annotations" if is_json else "dir": place})
+    folder = report_labelled.place(place, wanted.out)
     findings: Any = look.examine(data)
     leave.write(folder, findings)
     print("\n".join(look.told(findings)))

@@ -20,6 +20,13 @@ from vit.dense import MaskData as MaskData
 from vit.dense import ScenesData as ScenesData
 from vit.dense import SegmentationConfig as SegmentationConfig
 from vit.dense import dense_contradictions
+from vit.detect import NOBODY as NOBODY
+from vit.detect import BoxData as BoxData
+from vit.detect import DenseHead as DenseHead
+from vit.detect import DetectionConfig as DetectionConfig
+from vit.detect import DetrHead as DetrHead
+from vit.detect import YolosHead as YolosHead
+from vit.detect import detect_contradictions
 from vit.errors import UserError
 from vit.limits import Count, Natural, NonNegative, Positive, Range, Share, check
 from vit.recipe import SGD as SGD
@@ -127,8 +134,9 @@ class ClassificationConfig:
     """Share of the target's mass spread evenly over all classes."""
 
 
-Data = DigitsData | TfdsData | FolderData | ScenesData | MaskData
-Task = ClassificationConfig | SegmentationConfig
+Data = DigitsData | TfdsData | FolderData | ScenesData | MaskData | BoxData
+Task = ClassificationConfig | SegmentationConfig | DetectionConfig
+HEADS = LinearHead, ConvHead, EomtHead, DenseHead, DetrHead, YolosHead
 
 
 @dataclass(frozen=True)
@@ -167,9 +175,9 @@ class Config:
     """Parameters to leave as they are, by path: blocks/*, patch_embed, */bias."""
     auto: tuple[str, ...] = ()
     """Settings to choose by the sizes of model and data set; a flag of their own overrules."""
-    data: DigitsData | TfdsData | FolderData | ScenesData | MaskData = field(default_factory=DigitsData)
+    data: DigitsData | TfdsData | FolderData | ScenesData | MaskData | BoxData = field(default_factory=DigitsData)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    task: ClassificationConfig | SegmentationConfig = field(default_factory=ClassificationConfig)
+    task: ClassificationConfig | SegmentationConfig | DetectionConfig = field(default_factory=ClassificationConfig)
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: AdamW | Muon | SGD = field(default_factory=AdamW)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -239,6 +247,7 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield not mean, "--data.mean can't be ()", "one value, or one a channel"
         yield mean != std, f"--data.mean has {mean} values, --data.std {std}", "one of each a channel"
         yield from dense_contradictions(config)
+        yield from detect_contradictions(config)
         if isinstance(config.data, TfdsData):
             what = "random crops can't be held in memory (--data.size without --data.stream)"
             yield config.data.size and not config.data.stream, what, "--data.stream"
@@ -254,7 +263,7 @@ def to_json(config: Any) -> Any:
 
 def from_json(value: Any, where: str) -> Config:
     """The `Config` that `to_json` wrote; a field it lacks takes its default. Raises `UserError` on anything unknown."""
-    kinds = (Config, *typing.get_args(Data), AugmentConfig, *typing.get_args(Task), LinearHead, ConvHead, EomtHead)
+    kinds = (Config, *typing.get_args(Data), AugmentConfig, *typing.get_args(Task), *HEADS)
     known = {c.__name__: c for c in (*kinds, ViTConfig, AdamW, Muon, SGD, ScheduleConfig, LoraConfig)}
 
     def build(node: Any) -> Any:

@@ -19,6 +19,8 @@ class ScenesData:
     """Per-channel mean of pixels in [0, 1], subtracted before the model."""
     std: tuple[Positive, ...] = (0.25,)
     """Per-channel standard deviation of pixels in [0, 1], divided by."""
+    truth: Literal["masks", "boxes"] = "masks"
+    """What of a scene is told: for segmentation or for detection."""
     stream: bool = False
     """Compose in Grain's threads instead of holding the split in memory. The batches are the same."""
 

@@ -42,6 +42,19 @@ def hf(fault: Callable[[dict[str, Any]], Any], **changes: Any) -> Any:
     return provoke
 
 
+def yolos(fault: Callable[[dict[str, Any]], Any]) -> Any:
+    """Load a folder of YOLOS that has hardly more than a config.json, after a change to it."""
+
+    def provoke(at: Any) -> None:
+        told: dict[str, Any] = {"model_type": "yolos", "hidden_size": 24, "num_attention_heads": 2, "num_detection_tokens": 3}
+        fault(told)
+        save_file({"vit.embeddings.cls_token": np.zeros((1, 1, 24), np.float32)}, at.folder / "model.safetensors")
+        (at.folder / "config.json").write_text(json.dumps(told))
+        load(str(at.folder))
+
+    return provoke
+
+
 def npz(fault: Callable[[dict[str, Any]], Any]) -> Any:
     def provoke(at: Any) -> None:
         write(pretrained(), "npz", at.folder / "a.npz")
@@ -150,6 +163,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "a DINOv3 of other frequencies": hf(
         lambda told: told.update(rope_theta=10.0), **{**FAMILIES["dinov3"], "pool": "token", "class_token": False}
     ),
+    "YOLOS of another activation": yolos(lambda told: told.update(hidden_act="relu6")),
+    "YOLOS of oblong patches": yolos(lambda told: told.update(patch_size=[16, 8])),
     "Google's weights of flat patches": npz(lambda a: a.update({"embedding/kernel": np.zeros((48, 24), np.float32)})),
     "Google's weights of no plain ViT": npz(lambda a: a.pop("Transformer/posembed_input/pos_embedding")),
     "Google's weights of an oblong image": npz(

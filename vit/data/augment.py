@@ -25,7 +25,7 @@ def make_prepare(data: Data, augment: AugmentConfig) -> Prepare:
     """(batch of uint8 images, keys) → batch of normalised float32 images, augmented if there are keys.
 
     Mixed images come with `partner`, the label of the other image, and `share`, the part of the target that is their own. A
-    mask (`label` or `instance` (B, H, W)) moves with its image, by the same keys.
+    mask (`label` or `instance` (B, H, W)) moves with its image, by the same keys, and so do `boxes` (B, M, 4) with a flip.
     """
 
     def prepare(batch: dict[str, Any], keys: Keys | None) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def make_prepare(data: Data, augment: AugmentConfig) -> Prepare:
         if augment.flip:
             pixels = flip(key[2], pixels)
             maps = {name: flip(key[2], x[..., None])[..., 0] for name, x in maps.items()}
+            batch = {**batch, "boxes": flip_boxes(key[2], batch["boxes"])} if "boxes" in batch else batch
         if augment.colour:
             pixels = colour(key[6], pixels, augment.colour)
         if augment.randaugment:
@@ -102,6 +103,13 @@ def flip(keys: Keys, images: Num[Array, "B H W C"]) -> Num[Array, "B H W C"]:
     """Left and right exchanged in every other image, by chance."""
     flipped = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+
+
+def flip_boxes(keys: Keys, boxes: Float[Array, "B M 4"]) -> Float[Array, "B M 4"]:
+    """What boxes (y0, x0, y1, x1) in [0, 1] become where `flip` with the same keys exchanges left and right."""
+    flipped = jax.vmap(jax.random.bernoulli)(keys)
+    other = jnp.stack([boxes[..., 0], 1 - boxes[..., 3], boxes[..., 2], 1 - boxes[..., 1]], axis=-1)
+    return jnp.where(flipped[:, None, None], other, boxes)
 
 
 def affine(keys: Keys, images: Num[Array, "B H W C"], config: AugmentConfig, fill: int | None = None) -> Num[Array, "B H W C"]:

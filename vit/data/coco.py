@@ -23,6 +23,8 @@ from vit.errors import UserError
 OTHERS = re.compile(r"caption|keypoint|image_info|unlabeled", re.I)  # COCO's own, of other tasks
 KEYS = ("images", "annotations", "categories")
 FIX = "give a JSON as COCO's, with images, annotations and categories"
+Files = dict[Path, dict[str, Any]]
+Parts = dict[str, tuple[Path, dict[str, Any]]]
 
 
 class Record(NamedTuple):
@@ -36,20 +38,28 @@ class Record(NamedTuple):
 
 def find(root: Path) -> Layout | None:
     """The pairs that JSON files name; None where there are none of masks. Raises `UserError` if one is malformed."""
-    found = {path: content for path in _files(root) if (content := _load(path)) is not None}
+    found = loaded(root)
     panoptic = {path: c for path, c in found.items() if any("segments_info" in a for a in c["annotations"])}
     chosen = panoptic or {path: c for path, c in found.items() if any(a.get("segmentation") for a in c["annotations"])}
     chosen = {path: content for path, content in chosen.items() if panoptic or "instances" in path.name.lower()} or chosen
-    if not chosen:
-        return None
-    splits: dict[str, Path] = {}
-    for path in chosen:
+    return Reader(root, by_split(chosen, root), bool(panoptic)).layout() if chosen else None
+
+
+def loaded(root: Path) -> Files:
+    """The content of the JSON files in COCO's form. Raises `UserError` if one is malformed."""
+    return {path: content for path in _files(root) if (content := load(path)) is not None}
+
+
+def by_split(chosen: Files, root: Path) -> Parts:
+    """Each file with its content by its split; "" where there is one alone. Raises `UserError` if two are of one split."""
+    parts: Parts = {}
+    for path, content in chosen.items():
         split = _split(path, root)
-        if split in splits or (len(chosen) > 1 and not split):
+        if split in parts or (len(chosen) > 1 and not split):
             what = f"several files have annotations: {', '.join(shown(p.name) for p in chosen):.120}"
             raise UserError(what, shown(str(root)), "leave one for each split, with train, val or test in its name")
-        splits[split] = path
-    return _Reader(root, {split: (path, chosen[path]) for split, path in splits.items()}, bool(panoptic)).layout()
+        parts[split] = path, content
+    return parts
 
 
 def _files(root: Path) -> list[Path]:
@@ -67,7 +77,7 @@ def _split(path: Path, root: Path) -> str:
     return "" if path.parent == root else SPLIT_NAMES.get(path.parent.name.lower(), "")
 
 
-def _load(path: Path) -> dict[str, Any] | None:
+def load(path: Path) -> dict[str, Any] | None:
     """The content of a JSON in COCO's form; None of any other."""
     ours = re.search(r"instance|panoptic|coco|annotation(?!.*coco)", path.name, re.I)
     try:
@@ -88,42 +98,48 @@ def _load(path: Path) -> dict[str, Any] | None:
     return content
 
 
-class _Reader:
-    """Everything that the chosen JSON files say, checked."""
+class Reader:
+    """Everything that the chosen JSON files say, checked. `record` makes of an image's annotations what is kept of it."""
 
-    def __init__(self, root: Path, parts: dict[str, tuple[Path, dict[str, Any]]], panoptic: bool):
+    def __init__(self, root: Path, parts: Parts, panoptic: bool = False):
         self.root, self.parts, self.panoptic = root, parts, panoptic
         self.problems: list[Problem] = []
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, Any] = {}
         self.files: dict[str, list[str]] = defaultdict(list)
         for name in walked(root, ENDINGS):
             self.files[os.path.basename(name)].append(name)
-        self.categories: set[int] = set()
-        self.names, self.things, self.shift = self._categories()
+        self.categories = self._categories()
+        self.names, self.things, self.shift = self._ids()
 
-    def layout(self) -> Layout:
-        """The pairs, and how their masks are made."""
+    def pairs(self) -> list[Pair]:
+        """The images that are there; `records` has what is known of each. Raises `UserError` if there are none."""
         pairs: dict[str, Pair] = {}
         for split, (path, content) in self.parts.items():
             for image, pair in self._images(split, path, content):
                 if pair.image in pairs:
                     what = f"{shown(pair.image)!r:.80} is named twice, before in {pairs[pair.image].mask}"
-                    self._tell(what, f"{shown(str(path))}, image {image}", "leave one of the two")
+                    self.tell(what, f"{shown(str(path))}, image {image}", "leave one of the two")
                     continue
                 pairs[pair.image] = pair
         if not pairs:
             problem = next(iter(self.problems), Problem("it names no images", shown(str(self.root)), FIX))
             raise UserError(*problem[:3])
-        kind = "panoptic" if self.panoptic else "instances"
-        form = f"COCO {kind} in {', '.join(shown(os.path.relpath(path, self.root)) for path, _ in self.parts.values())}"
+        return list(pairs.values())
+
+    def form(self, kind: str) -> str:
+        """What was found, in words."""
+        return f"COCO {kind} in {', '.join(shown(os.path.relpath(path, self.root)) for path, _ in self.parts.values())}"
+
+    def layout(self) -> Layout:
+        """The pairs, and how their masks are made."""
         return Layout(
-            form, self.root, list(pairs.values()), self.problems, names=self.names, things=self.things, paint=self.paint,
-            size=lambda pair: self.records[pair.image].size,
+            self.form("panoptic" if self.panoptic else "instances"), self.root, self.pairs(), self.problems, names=self.names,
+            things=self.things, paint=self.paint, size=lambda pair: self.records[pair.image].size,
         )  # fmt: skip
 
     def paint(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Ids and objects of a pair. Raises `BadImage`."""
-        record = self.records[pair.image]
+        record: Record = self.records[pair.image]
         if record.file is None or record.ids is None:
             return painted(record.segments, record.size)
         pixels = read_mask(record.file).astype(np.int32)
@@ -138,11 +154,12 @@ class _Reader:
         values = np.array([known[number] for number in order.tolist()], np.uint16)
         return values[at, 0], values[at, 1]
 
-    def _tell(self, what: str, where: str, fix: str) -> None:
+    def tell(self, what: str, where: str, fix: str) -> None:
+        """Something is wrong."""
         self.problems.append(Problem(what, where, fix))
 
-    def _categories(self) -> tuple[dict[int, str], set[int], int]:
-        """The names of all ids, which of them are objects, and what is added to a category's id, if 0 is one."""
+    def _categories(self) -> dict[int, tuple[str, bool]]:
+        """The names of all ids, and whether they are objects."""
         categories: dict[int, tuple[str, bool]] = {}
         for path, content in self.parts.values():
             for category in content["categories"]:
@@ -154,11 +171,15 @@ class _Reader:
                 if categories.setdefault(number, (name, thing)) != (name, thing):
                     what = f"category {number} is both {categories[number][0]!r:.40} and {name!r:.40}"
                     raise UserError(what, shown(str(path)), "give each category one id in all files")
-        self.categories = set(categories)
         names = [name for name, _ in categories.values()]
         if twice := [name for name in names if names.count(name) > 1]:
             where = shown(str(next(iter(self.parts.values()))[0]))
             raise UserError(f"two categories are called {twice[0]!r:.40}", where, "give every category a name of its own")
+        return categories
+
+    def _ids(self) -> tuple[dict[int, str], set[int], int]:
+        """The names of a mask's ids, which of them are objects, and what is added to a category's id, if 0 is one."""
+        categories = self.categories
         things = {number for number, (_, thing) in categories.items() if thing}
         if self.panoptic:
             return {number: name for number, (name, _) in categories.items()}, things, 0
@@ -173,65 +194,69 @@ class _Reader:
         """The images of a file that are there, each with its record kept."""
         where, annotations = shown(str(path)), defaultdict(list)
         for number, annotation in enumerate(content["annotations"]):
-            annotations[annotation.get("image_id")].append((annotation.get("id", f"no. {number}"), annotation))
+            key = annotation.get("image_id")
+            key = key if isinstance(key, int | str) else quoted(key)
+            annotations[key].append((annotation.get("id", f"no. {number}"), annotation))
         known: set[Any] = set()
         for image in content["images"]:
             key, name, size = image.get("id"), image.get("file_name"), (image.get("height"), image.get("width"))
             at = f"{where}, image {quoted(key)}"
             if not isinstance(name, str) or not isinstance(key, int | str) or not all(type(n) is int and n > 0 for n in size):
-                self._tell("this image has no id, file_name, height and width", at, "mend the entry")
+                self.tell("this image has no id, file_name, height and width", at, "mend the entry")
                 continue
             if key in known:
-                self._tell("two images have this id", at, "give every image an id of its own")
+                self.tell("two images have this id", at, "give every image an id of its own")
                 continue
             known.add(key)
             file = self._file(name, split, False, path)
             if not file:
-                self._tell(f"{shown(name)!r:.80} isn't there", at, "add the file, or take the image out")
+                self.tell(f"{shown(name)!r:.80} isn't there", at, "add the file, or take the image out")
                 continue
-            record = self._record(annotations[key], size, at, path, split)
+            record = self.record(annotations[key], size, at, path, split)
             if record is not None:
                 self.records[file] = record
                 yield key, Pair(file, f"{os.path.relpath(path, self.root)}, image {key}", split)
-        for key in annotations.keys() - known:
-            number = annotations[key][0][0]
-            what = f"annotation {number} is of image {quoted(key)}, which is not among the images"
-            self._tell(what, where, "mend its image_id, or remove it")
+        for key, those in annotations.items():
+            for number, _ in those if key not in known else ():
+                what = f"annotation {quoted(number)} is of image {quoted(key)}, which is not among the images"
+                self.tell(what, where, "mend its image_id, or remove it")
 
-    def _record(self, those: list[Any], size: Any, at: str, path: Path, split: str) -> Record | None:
+    def record(self, those: list[Any], size: Any, at: str, path: Path, split: str) -> Any:
+        """What is known of an image of this size by its annotations, each with its id; None if it can't be used."""
         if not self.panoptic:
             segments = []
             for i, (number, annotation) in enumerate(those):
                 category = annotation.get("category_id")
-                segment = "there is no such category" if not self._known(category) else as_segment(annotation, size)
+                segment = "there is no such category" if not self.known(category) else as_segment(annotation, size)
                 if isinstance(segment, str):
-                    what = segment if self._known(category) else f"its category {quoted(category)} is not among the categories"
-                    self._tell(f"annotation {quoted(number)}: {what}", at, "mend the annotation, or remove it")
+                    what = segment if self.known(category) else f"its category {quoted(category)} is not among the categories"
+                    self.tell(f"annotation {quoted(number)}: {what}", at, "mend the annotation, or remove it")
                 else:
                     what = (NO_ID, 0) if annotation.get("iscrowd") else (category + self.shift, i + 1)
                     segments.append(segment._replace(number=what[0], object=what[1]))
             return Record(size, segments)
         if len(those) != 1:
-            self._tell(f"it has {len(those)} panoptic annotations", at, "give every image one")
+            self.tell(f"it has {len(those)} panoptic annotations", at, "give every image one")
             return None
         _, annotation = those[0]
         name, infos = annotation.get("file_name"), annotation.get("segments_info")
         file = self._file(str(name), split, True, path)
         if not file:
-            self._tell(f"its panoptic mask {quoted(name)} isn't there", at, "put the PNGs into a folder beside the JSON")
+            self.tell(f"its panoptic mask {quoted(name)} isn't there", at, "put the PNGs into a folder beside the JSON")
             return None
         ids = {}
         for i, info in enumerate(infos if isinstance(infos, list) else []):
             number, category = (info.get("id"), info.get("category_id")) if isinstance(info, dict) else (None, None)
-            if not isinstance(number, int) or not self._known(category):
+            if not isinstance(number, int) or not self.known(category):
                 what = f"its segment {quoted(number)} is of category {quoted(category)}, which is not among the categories"
-                self._tell(what, at, "mend its segments_info")
+                self.tell(what, at, "mend its segments_info")
                 return None
             crowd = bool(info.get("iscrowd"))
             ids[number] = NO_ID if crowd else category, i + 1 if category in self.things and not crowd else 0
         return Record(size, [], self.root / file, ids)
 
-    def _known(self, category: Any) -> bool:
+    def known(self, category: Any) -> bool:
+        """Whether it is the id of a category."""
         return type(category) is int and category in self.categories
 
     def _file(self, name: str, split: str, panoptic: bool, path: Path) -> str:

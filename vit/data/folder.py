@@ -254,12 +254,12 @@ def made(
     splits = np.array([SPLITS.index(entry.split) if entry.split else -1 for entry in entries], np.int8)
     labels = np.array([number[entry.label] for entry in entries], np.int32)
     found = Listing(form, str(root), class_names, names, labels, splits, lambda i: read(names[i]), problems, bad)
-    _split(found)
+    split_by_content(found)
     problems += _faults(found)
     return found
 
 
-def _split(found: Listing) -> None:
+def split_by_content(found: Listing) -> None:
     """Splits by content where there are none: 80 % train, 10 % val, 10 % test; with a test split 90 % train, 10 % val."""
     given = {SPLITS[i] for i in np.unique(found.splits) if i >= 0}
     if "val" in given:

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from vit.config import FolderData, MaskData
+from vit.config import BoxData, FolderData, MaskData
 from vit.data.crop import as_evaluated, inception_crop
 from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS, Listing, opened, shown
@@ -103,7 +103,7 @@ class Images:
 
 
 def skip(
-    found: Listing, i: int, reason: str, ids: Int[np.ndarray, "n"], config: FolderData | MaskData, fix: str = MEND
+    found: Listing, i: int, reason: str, ids: Int[np.ndarray, "n"], config: FolderData | MaskData | BoxData, fix: str = MEND
 ) -> None:
     """Count image i as bad, one of a split's `ids`. Raises `UserError` if it may not be skipped."""
     total = len(found.names)

@@ -16,7 +16,7 @@ from rich.progress import track
 from vit.config import MaskData
 from vit.data.check import CLASSES, MANY, QUICK, Twin
 from vit.data.decode import BadImage, contents, decode, header
-from vit.data.folder import ENDINGS, SPLITS, Problem, shown
+from vit.data.folder import ENDINGS, SPLITS, Listing, Problem, shown
 from vit.data.images import MEND, MOST_BAD, all_bad
 from vit.data.maskforms import keys, sorted_out, walked
 from vit.data.maskset import FEW, VOID, Fault, MaskListing, find, listing, named
@@ -153,10 +153,11 @@ def examine(config: MaskData) -> MaskFindings:
                 sizes[i] = look.size
                 pixels[found.splits[i]] += look.counts[[*range(K), VOID]]
                 empty += [i] if look.counts[:K].sum() == 0 else []
-    return MaskFindings(config, found, sizes, pixels, empty if K else [], _twins(found, digests))
+    return MaskFindings(config, found, sizes, pixels, empty if K else [], copies(found, digests))
 
 
-def _twins(found: MaskListing, digests: list[bytes]) -> list[Twin]:
+def copies(found: Listing, digests: list[bytes]) -> list[Twin]:
+    """Images that an earlier split has, too, byte for byte."""
     first: dict[bytes, int] = {}
     twins = []
     for i in np.argsort(found.splits, kind="stable").tolist():

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from vit.config import MaskData
+from vit.config import BoxData, MaskData
 from vit.data.crop import opencv
 
 
@@ -41,8 +41,10 @@ def spans(length: int, scale: float, size: int, place: float) -> Span:
     return Span(start, stop, first, max(first + 1, min(size, first + round(length * scale))))
 
 
-def random_spans(shape: Sequence[int], config: MaskData, rng: random.Random) -> tuple[Span, Span]:
-    """A training crop of an image of this height and width: rows and columns."""
+def random_spans(
+    shape: Sequence[int], config: MaskData | BoxData, rng: random.Random, wanted: Sequence[int] | None = None
+) -> tuple[Span, Span]:
+    """A training crop of an image of this height and width: rows and columns, for a result of `config.size` or as `wanted`."""
     low, high = config.scale[0], config.scale[-1]
     s = math.exp(rng.uniform(math.log(low), math.log(high)))
     base = [size / length for size, length in zip(config.size, shape, strict=False)]
@@ -50,11 +52,12 @@ def random_spans(shape: Sequence[int], config: MaskData, rng: random.Random) -> 
         base = [min(base)] * 2
     elif config.view == "sliding":
         base = [1.0, 1.0]
-    y, x = (spans(n, b * s, size, rng.random()) for n, b, size in zip(shape, base, config.size, strict=False))
+    wanted = wanted or config.size
+    y, x = (spans(n, b * s, size, rng.random()) for n, b, size in zip(shape, base, wanted, strict=False))
     return y, x
 
 
-def crop_image(image: UInt8[np.ndarray, "H W 3"], y: Span, x: Span, config: MaskData) -> UInt8[np.ndarray, "h w 3"]:
+def crop_image(image: UInt8[np.ndarray, "H W 3"], y: Span, x: Span, config: MaskData | BoxData) -> UInt8[np.ndarray, "h w 3"]:
     """The image's part of a crop; the mean colour around it."""
     part = resized(image[y.start : y.stop, x.start : x.stop], (y.last - y.first, x.last - x.first))
     if part.shape[:2] == tuple(config.size):
@@ -97,7 +100,7 @@ def resized(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[n
     return cv2.warpAffine(means, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def filled(size: Sequence[int], config: MaskData) -> UInt8[np.ndarray, "h w 3"]:
+def filled(size: Sequence[int], config: MaskData | BoxData) -> UInt8[np.ndarray, "h w 3"]:
     """An image of the mean colour."""
     return _filled(tuple(size), config.mean).copy()
 
@@ -110,7 +113,7 @@ def _filled(size: tuple[int, ...], mean: tuple[float, ...]) -> UInt8[np.ndarray,
 
 
 def viewed(
-    image: UInt8[np.ndarray, "H W 3"], config: MaskData, canvas: Sequence[int] | None = None
+    image: UInt8[np.ndarray, "H W 3"], config: MaskData | BoxData, canvas: Sequence[int] | None = None
 ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
     """An image as evaluation and prediction show it, and the height and width that the whole of it takes there, from top left.
 

@@ -42,20 +42,25 @@ class Here(NamedTuple):
 
 def find(root: Path) -> Layout | None:
     """The pairs that lists name; None where there are no lists of images with masks."""
-    places = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    places += [p for place in places[1:] if place.name.lower().startswith("voc") for p in sorted(place.iterdir()) if p.is_dir()]
-    having = [place for place in places if any((place / FOLDERS[0] / f"{name}.txt").is_file() for name in SPLIT_NAMES)]
-    if len(having) > 1:
-        names = ", ".join(shown(str(place.relative_to(root))) for place in having)
-        raise UserError(f"several sets with lists are in it: {names:.120}", shown(str(root)), "give one of them as --data.dir")
-    base = having[0] if having else root
-    lists = next((lists for place in FOLDERS if (lists := _lists(base / place))), {})
+    base = base_of(root, FOLDERS[0])
+    lists = next((lists for place in FOLDERS if (lists := lists_in(base / place))), {})
     if not lists:
         return None
     return _read(base, lists)
 
 
-def _lists(folder: Path) -> dict[str, Path]:
+def base_of(root: Path, folder: str) -> Path:
+    """The folder that has lists in `folder`, at most two below the root; else the root. Raises `UserError` if several have."""
+    places = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
+    places += [p for place in places[1:] if place.name.lower().startswith("voc") for p in sorted(place.iterdir()) if p.is_dir()]
+    having = [place for place in places if any((place / folder / f"{name}.txt").is_file() for name in SPLIT_NAMES)]
+    if len(having) > 1:
+        names = ", ".join(shown(str(place.relative_to(root))) for place in having)
+        raise UserError(f"several sets with lists are in it: {names:.120}", shown(str(root)), "give one of them as --data.dir")
+    return having[0] if having else root
+
+
+def lists_in(folder: Path) -> dict[str, Path]:
     """The lists of a folder by split. Raises `UserError` if two are of one split."""
     lists: dict[str, Path] = {}
     for name, split in SPLIT_NAMES.items():
@@ -70,19 +75,13 @@ def _lists(folder: Path) -> dict[str, Path]:
 def _read(root: Path, lists: dict[str, Path]) -> Layout | None:
     files = [sorted_out(name) for name in walked(root, ENDINGS)]
     masks = [file for file in files if file.role == "mask"]
-    stems: dict[str, list[File]] = defaultdict(list)
-    for file in files:
-        if file.role in ("image", ""):
-            parts = os.path.splitext(file.name)[0].split(os.sep)
-            for i in range(len(parts)):
-                stems["/".join(parts[i:])].append(file)
-    here = Here(root, {file.name: file for file in files}, stems, indexed(masks))
+    here = looked(root, files)._replace(masks=indexed(masks))
     problems: list[Problem] = []
     pairs: dict[str, tuple[Pair, str]] = {}
     lonely: list[File] = []
     doubles = False
     for split, path in lists.items():
-        lines = list(_lines(path, problems))
+        lines = list(lines_of(path, problems))
         if not lines:
             problems.append(Problem("this list is empty", shown(str(path)), "put the names of images into it, or remove it"))
         for number, line in lines:
@@ -113,7 +112,19 @@ def _read(root: Path, lists: dict[str, Path]) -> Layout | None:
     return Layout(form, root, found, problems, near(root, found))
 
 
-def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+def looked(root: Path, files: list[File]) -> Here:
+    """These files, to be looked up."""
+    stems: dict[str, list[File]] = defaultdict(list)
+    for file in files:
+        if file.role in ("image", ""):
+            parts = os.path.splitext(file.name)[0].split(os.sep)
+            for i in range(len(parts)):
+                stems["/".join(parts[i:])].append(file)
+    return Here(root, {file.name: file for file in files}, stems, {})
+
+
+def lines_of(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+    """The lines of a list that say something, with their numbers."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -132,7 +143,7 @@ def _line(line: str, here: Here, beside: Path, where: str) -> tuple[File | None,
     if len(parts) > 2 or "\0" in line:
         what = f"this line has {len(parts)} values: {line!r:.80}"
         return None, None, Problem(what, where, "give the path of an image, or of an image and of its mask")
-    files = [_file(part, here, beside) for part in parts]
+    files = [file_of(part, here, beside) for part in parts]
     for part, file in zip(parts, files, strict=True):
         if isinstance(file, str):
             fix = "mend the line, or add the file" if "isn't there" in file else "mend the line"
@@ -157,12 +168,12 @@ def _parts(line: str, here: Here, beside: Path) -> list[str]:
     parts = line.split()
     for i in range(1, len(parts) if 2 < len(parts) < 20 else 0):
         halves = [" ".join(parts[:i]), " ".join(parts[i:])]
-        if all(isinstance(_file(half, here, beside), File) for half in halves):
+        if all(isinstance(file_of(half, here, beside), File) for half in halves):
             return halves
     return parts
 
 
-def _file(name: str, here: Here, beside: Path) -> File | str:
+def file_of(name: str, here: Here, beside: Path) -> File | str:
     """The file that a path or a stem names, or why there is none."""
     root = os.path.abspath(here.root)
     path = os.path.normpath(os.path.join(root, name.replace("\\", "/")))

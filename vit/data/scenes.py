@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
 
-from vit.config import ScenesData
+from vit.config import NOBODY, ScenesData
 from vit.data.crop import opencv
 from vit.data.folder import SPLITS
 
@@ -81,17 +81,27 @@ def _covered(a: list[int], b: list[int]) -> float:
     return max(0, height) * max(0, width) / min(areas)
 
 
+def _boxes(made: Scene) -> dict[str, np.ndarray]:
+    """A scene's boxes as detection wants them, in rows for the most that there can be."""
+    spare = MOST - len(made.boxes)
+    boxes = np.pad(made.boxes, ((0, spare), (0, 0)))
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) * SIDE**2
+    label = np.pad(made.digits, (0, spare), constant_values=NOBODY)
+    return {"boxes": boxes, "label": label, "crowd": np.zeros(MOST, bool), "area": area}
+
+
 class Scenes:
     """A split of the scenes: those of its own digit images alone. `id` is the place in the split."""
 
     name = "digit scenes"
-    class_names, view, drawn_anew = CLASS_NAMES, "whole", False
+    view, drawn_anew = "whole", False
     things = [False] + [True] * 10
 
     def __init__(self, config: ScenesData, split: str):
         from vit.data.sources import Digits  # which opens this one, too
 
-        digits = Digits(split)
+        digits, self.boxes = Digits(split), config.truth == "boxes"
+        self.class_names = CLASS_NAMES[1:] if self.boxes else CLASS_NAMES
         self.digits = digits.images[..., 0].astype(np.float32) / 255, digits.labels
         self.seed = SPLITS.index(split)
         self.count = {"train": config.scenes, "val": 200, "test": 500}[split]
@@ -107,8 +117,8 @@ class Scenes:
         if self.seed:  # what is evaluated is asked for again and again
             self.known[index] = made
         size = np.array((SIDE, SIDE), np.int32)
-        whole = {"image": made.image, "label": made.label, "instance": made.instance}
-        return {**whole, "size": size, "content": size, "id": np.int32(index)}
+        truth = _boxes(made) if self.boxes else {"label": made.label, "instance": made.instance}
+        return {"image": made.image, **truth, "size": size, "content": size, "id": np.int32(index)}
 
     def drawn(self, index: int, rng: Any) -> dict[str, Any]:
         """As it is."""

@@ -1,4 +1,4 @@
-"""Where examples come from: random access, `source[i] → {"image": uint8 (H, W, C), "label", "id"}`, and more with masks.
+"""Where examples come from: random access, `source[i] → {"image": uint8 (H, W, C), "label", "id"}`, more with masks or boxes.
 
 A source has `class_names` and knows its `id`s, which name an example for good: the same in every split and on every host.
 """
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit.config import Data, FolderData, MaskData, ScenesData, TfdsData
+from vit.config import BoxData, Data, FolderData, MaskData, ScenesData, TfdsData
+from vit.data.boxes import BoxImages
 from vit.data.crop import as_evaluated, inception_crop, shifted_crop
 from vit.data.decode import BadImage, decode
 from vit.data.folder import SPLITS
@@ -154,6 +155,8 @@ def splits(config: Data) -> tuple[str, ...]:
     """The splits that the data set has; the last is the one to report on."""
     if isinstance(config, MaskData):
         return MaskImages.splits(config)
+    if isinstance(config, BoxData):
+        return BoxImages.splits(config)
     if isinstance(config, FolderData):
         return Images.splits(config)
     return tuple(split for split in SPLITS if getattr(config, split, split))
@@ -161,31 +164,38 @@ def splits(config: Data) -> tuple[str, ...]:
 
 def open_source(config: Data, split: str) -> Source:
     """The split (train, val or test) of the data set that the configuration names."""
-    kinds = {FolderData: Images, MaskData: MaskImages, TfdsData: Tfds, ScenesData: Scenes}
+    kinds = {FolderData: Images, MaskData: MaskImages, BoxData: BoxImages, TfdsData: Tfds, ScenesData: Scenes}
     return kinds[type(config)](config, split) if type(config) in kinds else Digits(split)
 
 
 def said(source: Source) -> list[str]:
     """What a run should say of a data set whose form was found by looking; nothing of any other."""
-    return source.said if isinstance(source, Images | MaskImages) else []
+    return source.said if isinstance(source, Images | MaskImages | BoxImages) else []
 
 
 def labels(source: Source, most: int | None = None) -> np.ndarray:
-    """The labels of all examples, or of `most`, evenly spread over the split, where reading one means reading its image."""
+    """The labels of all examples or boxes, or of `most`, evenly spread, where reading one means reading its image."""
     if isinstance(source, Images):
         return source.labels
+    if isinstance(source, BoxImages):
+        return source.kinds
     count = min(len(source), most or len(source))
     return np.array([source[int(i)]["label"] for i in np.linspace(0, len(source) - 1, count)])
 
 
 def describe(source: Source) -> dict[str, Any]:
     """What a task and a checkpoint need to know of a data set."""
-    height, width, channels = source.shape if isinstance(source, MaskImages) else source[0]["image"].shape
+    height, width, channels = source.shape if isinstance(source, MaskImages | BoxImages) else source[0]["image"].shape
     if twice := [name for name, count in Counter(source.class_names).items() if count > 1]:
         raise UserError(f"more than one class is called {twice[0]!r:.40}", source.name, "give every class a name of its own")
+    more: dict[str, Any] = {}
+    if isinstance(source, BoxImages) or (isinstance(source, Scenes) and source.boxes):
+        more = {"view": source.view, "boxes": True}
+    elif isinstance(source, MaskImages | Scenes):
+        more = {"view": source.view, "things": source.things}
     return {
         "dataset": source.name,
         "class_names": source.class_names,
         "image_size": [height, width],
         "channels": channels,
-    } | ({"view": source.view, "things": source.things} if isinstance(source, MaskImages | Scenes) else {})
+    } | more

@@ -37,7 +37,7 @@ class Asked:
     out: str = ""
     """The folder of predictions.csv, predictions.jsonl and the pictures. Default: the current one."""
     save_images: bool = False
-    """Save each image with what the model says of it; of a segmentation, with its mask over it."""
+    """Save each image with what the model says of it: beside it, or its mask or boxes over it."""
     attention: bool = False
     """Save each image with where the model looks: attention rollout, and each head of one block."""
     block: int = -1
@@ -61,19 +61,15 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
     total = None if "-" in sources or not bar_shown else sum(1 for _ in find(sources, without=out / PICTURES))
 
     # Here and not above: a mistake in the sources is answered at once.
-    from vit.deploy.predict import Predictor, load
+    from vit.deploy.predict import load
 
     predictor = load(asked.workdir, asked.checkpoint)
     for warning in predictor.trained.warnings:
         print(f"warning: {warning}; step {predictor.trained.step} is used", file=sys.stderr)
-    if isinstance(predictor, Predictor):
-        kind = Labels(asked, predictor, out / PICTURES)
-    else:
-        from vit.deploy.maskcommand import Masks  # which imports matplotlib
-
-        kind = Masks(asked, predictor, out / PICTURES)
+    kind = _kind(predictor)(asked, predictor, out / PICTURES)
     seen = bad = 0
-    with closing(kind.stream(paths)) as results, Results(out, kind.columns) as written, _progress(total) as (advance, say):
+    results, table = kind.stream(paths), Results(out, kind.columns, kind.finish)
+    with closing(results), table as written, _progress(total) as (advance, say):
         try:
             for path, result in results:
                 seen += 1
@@ -84,7 +80,7 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
                 else:
                     say(kind.line(path, result))
                     kind.draw(seen, path, result)
-                    written.add(path, *kind.row(seen, path, result))
+                    written.add(path, *kind.rows(seen, path, result))
                 advance()
                 if stop and stop.asked.is_set():
                     raise Stopped(f"stopped after {seen:,} images; they are in {out / 'predictions.csv'}")
@@ -98,6 +94,22 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
     if bad:
         what = f"{bad:,} of {seen:,} files couldn't be read; the others are predicted"
         raise UserError(what, str(out / "predictions.csv"), "see its column error; mend those files or leave them out")
+
+
+def _kind(predictor: Any) -> Any:
+    """What tells of a model's results; those of masks and boxes import matplotlib."""
+    from vit.deploy.detect import BoxPredictor
+    from vit.deploy.segment import MaskPredictor
+
+    if isinstance(predictor, BoxPredictor):
+        from vit.deploy.boxcommand import Boxes
+
+        return Boxes
+    if isinstance(predictor, MaskPredictor):
+        from vit.deploy.maskcommand import Masks
+
+        return Masks
+    return Labels
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -138,7 +150,7 @@ class Labels:
     Raises `UserError` for a block that the model hasn't got.
     """
 
-    made = ()
+    made, finish = (), None
 
     def __init__(self, asked: Asked, predictor: Any, folder: Path):
         self.asked, self.predictor, self.folder = asked, predictor, folder
@@ -158,11 +170,11 @@ class Labels:
         top = ", ".join(f"{shown(name)} {share:.1%}" for name, share in result.top(TOP))
         return f"{shown(path)}\t{shown(result.label)}\t{result.probability:.4f}\t{top}"
 
-    def row(self, number: int, path: str, result: Any) -> tuple[list[Any], dict[str, Any]]:
-        """The values of the columns, and an object."""
+    def rows(self, number: int, path: str, result: Any) -> tuple[list[list[Any]], dict[str, Any]]:
+        """The values of the columns of each row, here one, and an object."""
         top = result.top(max(TOP, len(result.class_names) if len(result.class_names) <= ALL else 0))
         values = [x for name, share in top[:TOP] for x in (name, f"{share:.6f}")]
-        return values, {"label": result.label, "probability": top[0][1], "probabilities": dict(top)}
+        return [values], {"label": result.label, "probability": top[0][1], "probabilities": dict(top)}
 
     def draw(self, number: int, path: str, result: Any) -> None:
         """The pictures that were asked for: `000001-NAME.png`, and `000001-NAME-attention.png`."""
@@ -198,24 +210,40 @@ def again(path: str) -> UInt8[np.ndarray, "H W 3"] | None:
         return None
 
 
+def no_attention(asked: Asked, task: str, pictures: str) -> None:
+    """Raise `UserError` for the flags that only a classification has."""
+    if asked.attention or asked.block != -1:
+        what = f"a {task} run has no --attention or --block"
+        raise UserError(what, str(asked.workdir), f"leave them out; --save-images shows the {pictures}")
+
+
+def not_another(path: Path, ours: Sequence[str]) -> None:
+    """Raise `UserError` if there is a file that begins with none of ours."""
+    begin = _start_of(path, max(map(len, ours))) if path.exists() else b""
+    if begin and not begin.startswith(tuple(text.encode() for text in ours)):
+        what = f"there is another {path.name}, which would be lost"
+        raise UserError(what, str(path), "give another folder, as --out predicted")
+
+
 class Results:
-    """predictions.csv and predictions.jsonl, a row an image, written as they come.
+    """predictions.csv, a row or more an image, and predictions.jsonl, an object an image, written as they come.
 
     Raises `UserError` rather than replace a file of these names that isn't of `vit predict`.
+
+    Args:
+      folder: where they come.
+      columns: of the CSV file between path and error.
+      finish: what is to be done with predictions.jsonl when it is there, be it before all images are.
     """
 
-    def __init__(self, folder: Path, columns: list[str]):
-        self.folder, self.columns, self.files = folder, columns, ExitStack()
+    def __init__(self, folder: Path, columns: list[str], finish: Callable[[Path], None] | None = None):
+        self.folder, self.columns, self.finish, self.files = folder, columns, finish, ExitStack()
 
     def __enter__(self) -> "Results":
         self.folder.mkdir(parents=True, exist_ok=True)
         begins = {"predictions.csv": ("path,label,probability,", "path,height,width,"), "predictions.jsonl": ('{"path": ',)}
         for name, ours in begins.items():
-            path = self.folder / name
-            begin = _start_of(path, 30) if path.exists() else b""
-            if begin and not begin.startswith(tuple(text.encode() for text in ours)):
-                what = f"there is another {name}, which would be lost"
-                raise UserError(what, str(path), "give another folder, as --out predicted")
+            not_another(self.folder / name, ours)
         # What isn't UTF-8 in a path goes as it came.
         how: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "", "buffering": 1}
         self.csv, self.jsonl = (self.files.enter_context((self.folder / name).open("w", **how)) for name in begins)
@@ -223,21 +251,23 @@ class Results:
         self.rows.writerow(["path", *self.columns, "error"])
         return self
 
-    def add(self, path: str, values: list[Any], told: dict[str, Any]) -> None:
-        """A row for a prediction: the first columns' values, and an object."""
-        self._write([path, *values, *[""] * (len(self.columns) - len(values)), ""], {"path": path, **told})
+    def add(self, path: str, rows: list[list[Any]], told: dict[str, Any]) -> None:
+        """The rows of a prediction, each the first columns' values, and its object."""
+        self._write([[path, *row, *[""] * (len(self.columns) - len(row)), ""] for row in rows], {"path": path, **told})
 
     def bad(self, path: str, bad: BadImage) -> None:
         """A row for a bad file."""
-        self._write([path, *[""] * len(self.columns), str(bad)], {"path": path, "error": str(bad)})
+        self._write([[path, *[""] * len(self.columns), str(bad)]], {"path": path, "error": str(bad)})
 
-    def _write(self, row: list[Any], told: dict[str, Any]) -> None:
-        self.rows.writerow(row)
+    def _write(self, rows: list[list[Any]], told: dict[str, Any]) -> None:
+        self.rows.writerows(rows)
         text = json.dumps(told, ensure_ascii=False)
         self.jsonl.write((text if _is_unicode(text) else json.dumps(told)) + "\n")
 
     def __exit__(self, *_: object) -> None:
         self.files.close()
+        if self.finish:
+            self.finish(self.folder / "predictions.jsonl")
 
 
 def _start_of(path: Path, count: int) -> bytes:

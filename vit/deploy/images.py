@@ -137,6 +137,13 @@ def _of_picture(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     return upright(decode(content.getvalue()), turned)
 
 
+def check_size(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, ...], what: str, where: str) -> None:
+    """Raise `UserError` if an image isn't of the height and width of what was made of it."""
+    if image.shape[:2] != size:
+        sizes = " and ".join("{1} x {0} pixels".format(*x) for x in (image.shape, size))
+        raise UserError(f"image and {what} have {sizes}", where, "give the image that was predicted")
+
+
 def listed(images: Any) -> Iterable[Any]:
     """What a user gives to `predict`, image by image: one image is a series of one, a batch (B, H, W, C) of B."""
     if isinstance(images, str | os.PathLike | bytes | Image.Image):

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vit.deploy.command import Asked, again, numbered, shown
+from vit.deploy.command import Asked, again, no_attention, numbered, shown
 from vit.deploy.segment import MaskPrediction, MaskPredictor
 from vit.errors import UserError
 from vit.report import masks
@@ -24,14 +24,14 @@ class Masks:
     Raises `UserError` for flags of a classification, or rather than add masks to those of other classes.
     """
 
+    finish = None
+
     def __init__(self, asked: Asked, predictor: MaskPredictor, folder: Path):
         self.asked, self.predictor, self.folder, self.made = asked, predictor, folder, (folder / "masks",)
         self.columns = ["height", "width", "mask", *(f"area_{name}" for name in predictor.class_names)]
         self.colours, self.begun = masks.palette(predictor.class_names), False
         self.classes = "".join(f"{shown(name)}\n" for name in predictor.class_names)
-        if asked.attention or asked.block != -1:
-            what = "a segmentation run has no --attention or --block"
-            raise UserError(what, str(asked.workdir), "leave them out; --save-images shows the masks")
+        no_attention(asked, "segmentation", "masks")
         path = folder / "classes.txt"
         if path.exists() and path.read_bytes() != self.classes.encode():
             raise UserError("there are masks of other classes", str(path), "give another folder, as --out predicted")
@@ -44,12 +44,12 @@ class Masks:
         """A result on one line: path, and the classes of the largest areas with their shares, with tabs between."""
         return "\t".join([shown(path), *(f"{shown(name)} {share:.1%}" for name, share in result.top(TOP))])
 
-    def row(self, number: int, path: str, result: MaskPrediction) -> tuple[list[Any], dict[str, Any]]:
-        """The values of the columns, and an object, which has the areas of those classes that are there."""
+    def rows(self, number: int, path: str, result: MaskPrediction) -> tuple[list[list[Any]], dict[str, Any]]:
+        """The values of the columns of each row, here one, and an object with the areas of those classes that are there."""
         (height, width), name = result.mask.shape, f"{self.folder.name}/masks/{numbered(number, path)}.png"
         areas = dict(result.top(len(result.class_names)))
         values = [height, width, name, *(f"{share:.6f}" for share in result.areas)]
-        return values, {"height": height, "width": width, "mask": name, "areas": areas}
+        return [values], {"height": height, "width": width, "mask": name, "areas": areas}
 
     def draw(self, number: int, path: str, result: MaskPrediction) -> None:
         """masks/000001-NAME.png, its values the numbers of the classes; where it was asked for, the same name in overlays."""
@@ -61,12 +61,12 @@ class Masks:
             self.begun = True
         name, picture = f"{numbered(number, path)}.png", Image.fromarray(result.mask)
         picture.putpalette(self.colours.tobytes())
-        _save(self.folder / "masks" / name, picture, 6)
+        save(self.folder / "masks" / name, picture, 6)
         if self.asked.save_images and (image := again(path)) is not None:
-            _save(self.folder / "overlays" / name, Image.fromarray(result.overlay(image)), 1)
+            save(self.folder / "overlays" / name, Image.fromarray(result.overlay(image)), 1)
 
 
-def _save(path: Path, picture: Image.Image, level: int) -> None:
+def save(path: Path, picture: Image.Image, level: int) -> None:
     """Write a PNG file, whole or not at all. Raises `UserError` rather than replace one that isn't of `vit predict`."""
     if path.exists():
         with path.open("rb") as file:

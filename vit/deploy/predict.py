@@ -25,6 +25,7 @@ from vit.data.decode import BadImage
 from vit.deploy.images import listed, pixels
 from vit.errors import UserError
 from vit.models.vit import merge, patch_grid, prefix_tokens
+from vit.tasks.detection import Detection
 from vit.tasks.segmentation import Segmentation
 from vit.training.evaluate import Trained, open_run
 from vit.training.sharding import collect, distribute, make_mesh, place, replicated
@@ -32,6 +33,7 @@ from vit.training.state import make_eval_step
 from vit.training.storage import open_folder
 
 if TYPE_CHECKING:
+    from vit.deploy.detect import BoxPredictor
     from vit.deploy.segment import MaskPredictor
 
 ROOM = 2e9  # bytes that a batch may take where the device doesn't tell its memory, as a CPU doesn't
@@ -65,15 +67,18 @@ class Prediction:
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
 
 
-def load(folder: str | os.PathLike, checkpoint: str = "last") -> "Predictor | MaskPredictor":
+def load(folder: str | os.PathLike, checkpoint: str = "last") -> "Predictor | MaskPredictor | BoxPredictor":
     """The model of a run's folder at `checkpoint`: "last", "best" (by validation) or a step.
 
-    Of a segmentation run a `MaskPredictor`.
+    Of a segmentation run a `MaskPredictor`, of a detection run a `BoxPredictor`.
     Raises `UserError` if there's no such run, step, or good checkpoint.
     """
-    from vit.deploy.segment import MaskPredictor  # which takes much from here
+    from vit.deploy.detect import BoxPredictor  # these take much from here
+    from vit.deploy.segment import MaskPredictor
 
     trained = open_run(open_folder(os.fspath(folder)), checkpoint)
+    if isinstance(trained.task, Detection):
+        return BoxPredictor(trained)
     return MaskPredictor(trained) if isinstance(trained.task, Segmentation) else Predictor(trained)
 
 

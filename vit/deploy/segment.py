@@ -22,9 +22,8 @@ from vit.data.augment import make_prepare
 from vit.data.batches import read_ahead
 from vit.data.decode import BadImage
 from vit.data.maskcrop import viewed
-from vit.deploy.images import listed, pixels
+from vit.deploy.images import check_size, listed, pixels
 from vit.deploy.predict import all_good, bytes_of_an_image, everywhere, fitting, grouped, shape
-from vit.errors import UserError
 from vit.models.vit import Params, merge
 from vit.training.evaluate import Trained
 from vit.training.sharding import make_mesh, place
@@ -77,9 +76,7 @@ class MaskPrediction:
         from vit.report.masks import overlay, palette
 
         below = pixels(image)
-        if below.shape[:2] != self.mask.shape:
-            sizes = " and ".join("{1} x {0} pixels".format(*x.shape) for x in (below, self.mask))
-            raise UserError(f"image and mask have {sizes}", "overlay()", "give the image that was predicted")
+        check_size(below, self.mask.shape, "mask", "overlay()")
         colours = palette(self.class_names)
         pairs = zip(self._bands(below), self._bands(self.mask), strict=True)
         return np.concatenate([overlay(i, m, colours) for i, m in pairs])

@@ -77,7 +77,7 @@ class Eomt(ViT):
         for i, block in enumerate(self.blocks):
             if i == first:
                 queries = jnp.broadcast_to(self.head.queries[...].astype(x.dtype), (len(x), Q, x.shape[-1]))
-                x, rotate, mask = jnp.concatenate([queries, x], axis=1), self.rotation(grid, Q), _widened(mask, x.shape[1], Q)
+                x, rotate, mask = jnp.concatenate([queries, x], axis=1), self.rotation(grid, Q), widened(mask, x.shape[1], Q)
             among = mask
             if masked and i >= first:
                 out["layers"].append(self._predict(x, grid))
@@ -217,7 +217,7 @@ def _restricted(mask: Mask | None, shown: Bool[Array, "B Q P"], N: int) -> Mask:
     return allowed & (mask != 0)
 
 
-def _widened(mask: Mask | None, N: int, Q: int) -> Mask | None:
+def widened(mask: Mask | None, N: int, Q: int) -> Mask | None:
     """A mask of attention among N tokens with Q more in front, which nothing restricts."""
     if mask is None:
         return None

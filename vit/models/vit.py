@@ -114,8 +114,8 @@ class ViT(nnx.Module):
         rotate = self.rotation(grid)
 
         out["blocks"], weights = [], []
-        for i, block in enumerate(self.blocks):
-            x, w = block(x, fold_in(keys, i), mask, attention, rotate)
+        for i in range(len(self.blocks)):
+            x, w = self.through(i, x, grid, fold_in(keys, i), mask, attention, rotate)
             out["blocks"].append(x)
             weights.append(w)
         if attention:
@@ -134,6 +134,19 @@ class ViT(nnx.Module):
             result = self._represent(pooled)
             result = self.head(result) if self.classes else result
         return result.astype(jnp.float32), out
+
+    def through(
+        self,
+        i: int,
+        x: Float[Array, "B N D"],
+        grid: tuple[int, int],
+        keys: Keys | None,
+        mask: Mask | None,
+        attention: bool,
+        rotate: Callable[[Array], Array] | None,
+    ) -> tuple[Float[Array, "B N D"], Any]:
+        """Block i; a subclass may cut the patches, `grid` of them behind the other tokens, into windows before."""
+        return self.blocks[i](x, keys, mask, attention, rotate)
 
     def embed(self, images: Float[Array, "B H W C"], keys: Keys | None = None) -> Float[Array, "B N D"]:
         """The input of the first block: class token and registers, where there are any, and patches, with their positions."""

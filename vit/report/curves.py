@@ -12,8 +12,8 @@ from vit.report.draw import BLUE, ORANGE, png, save, text
 from vit.training.log import read_metrics
 
 # Scores → how people call them; a task is judged by the first that it has.
-HEADLINES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "miou": "mean IoU", "ap50": "AP50"}
-HEADLINES |= {"pixel_accuracy": "pixel accuracy", "boundary_f": "boundary F-score", "pq": "panoptic quality", "ap": "AP"}
+HEADLINES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "miou": "mean IoU", "ap": "AP"}
+HEADLINES |= {"pixel_accuracy": "pixel accuracy", "boundary_f": "boundary F-score", "pq": "panoptic quality", "ap50": "AP50"}
 COLOURS = (BLUE, ORANGE, "#2f8f5b", "#a23b72", "#6b6b6b", "#c2a11c", "#1c9cb0", "#7a4fb5")
 
 Rows = list[dict[str, Any]]

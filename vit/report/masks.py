@@ -62,7 +62,7 @@ def fitted(image: UInt8[np.ndarray, "H W C"], *masks: UInt8[np.ndarray, "h w"]) 
 def rows(path: Any, those: Sequence[Row], class_names: Sequence[str], title: str) -> None:
     """Image, truth, prediction and errors of each, two of them side by side, over a legend."""
     colours, pairs = palette(class_names), min(2, len(those))
-    legend = _legend_height(class_names)
+    legend = legend_height(class_names)
     figure, places = grid(4 * len(those), 4 * pairs, 1.7, 1, 0.6, legend)
     for i, row in enumerate(those):
         image, truth, predicted = fitted(row.image, row.truth, row.predicted)
@@ -80,20 +80,20 @@ def rows(path: Any, those: Sequence[Row], class_names: Sequence[str], title: str
         show(four[3], errors(image, wrong))
         share = wrong.sum() / max(1, known.sum())
         caption(four[3], f"errors: {share:.1%}", ORANGE if share > 0.1 else BLUE)
-    _legend(places[0], class_names, colours, legend)
+    legend_below(places[0], class_names, legend)
     heading(figure, title)
     save(figure, path)
 
 
 def pairs(path: Any, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], class_names: Sequence[str], title: str) -> None:
     """Images, each beside itself with its mask over it, above a legend."""
-    colours, legend = palette(class_names), _legend_height(class_names)
+    colours, legend = palette(class_names), legend_height(class_names)
     figure, places = grid(2 * len(images), min(8, 2 * len(images)), 1.6, 0, 0.5, legend)
     for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
         image, mask = fitted(image, mask)
         show(places[2 * i], image)
         show(places[2 * i + 1], overlay(image, mask, colours))
-    _legend(places[0], class_names, colours, legend)
+    legend_below(places[0], class_names, legend)
     heading(figure, title)
     save(figure, path)
 
@@ -108,13 +108,15 @@ def legend(path: Any, class_names: Sequence[str]) -> None:
     save(figure, path)
 
 
-def _legend_height(class_names: Sequence[str]) -> float:
+def legend_height(class_names: Sequence[str]) -> float:
+    """Inches that a picture must leave free below for the names of the classes."""
     return 0.2 * -(-len(class_names) // 6) + 0.1 if len(class_names) <= LEGEND else 0
 
 
-def _legend(place: Place, class_names: Sequence[str], colours: np.ndarray, height: float) -> None:
+def legend_below(place: Place, class_names: Sequence[str], height: float) -> None:
+    """The classes with their colours along the lower edge of the picture that the place is in."""
     if height:
-        _names(place, class_names, colours, height, place.ax.get_xlim()[1])
+        _names(place, class_names, palette(class_names), height, place.ax.get_xlim()[1])
 
 
 def _names(place: Place, class_names: Sequence[str], colours: np.ndarray, height: float, width: float) -> None:

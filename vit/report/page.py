@@ -16,7 +16,7 @@ import numpy as np
 
 from vit.errors import UserError
 from vit.report import scores
-from vit.report.curves import HEADLINES
+from vit.report.curves import HEADLINES, headline
 from vit.training.log import read_metrics
 from vit.training.storage import write_atomically
 
@@ -27,18 +27,23 @@ PICTURES = {
     "top_losses.png": "The worst mistakes: the images on which the model lost most.",
     "val_predictions.png": "Validation images with their label and what the model says.",
     "worst_masks.png": "The images that lost most of the mean IoU: image, truth, prediction, errors in red.",
+    "worst_boxes.png": "The images with the most boxes missed (left, over the truth) or wrong (right), in red.",
+    "precision_recall.png": "How many of the boxes found are right, as more and more of those that are there are found.",
     "val_masks.png": "Some validation images: image, truth, prediction, errors in red.",
+    "val_boxes.png": "Some validation images: their true boxes, and those that were found.",
     "calibration.png": "How often the model is right when it is so sure; on the diagonal it can be trusted.",
     "attention.png": "Where the model looks: attention rolled out over all blocks, and in the last one.",
-    "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels or masks.",
-    "labels.png": "How many examples, or pixels, there are of each class.",
+    "train_batch.png": "A training batch as the model sees it, after augmentation, with its labels, masks or boxes.",
+    "labels.png": "How many examples, pixels or boxes there are of each class.",
 }
-WIDE = {"curves.png", "attention.png", "worst_masks.png", "val_masks.png"}
+WIDE = {"curves.png", "attention.png", "worst_masks.png", "val_masks.png", "worst_boxes.png", "val_boxes.png"}
 BY_CLASS = {
     "iou_per_class": "IoU",
     "accuracy_per_class": "pixels found",
     "boundary_f_per_class": "boundary F-score",
     "pq_per_class": "panoptic quality",
+    "ap_per_class": "AP",
+    "ap50_per_class": "AP50",
 }
 PLAIN = {"nll": "negative log-likelihood", "ece": "calibration error", "loss": "loss"}
 
@@ -174,7 +179,7 @@ def state(run: Run) -> str:
     steps, reached = int(run.config.get("steps", 0)), run.reached()
     what = run.figures.get("dataset") or run.config.get("data.name") or run.config.get("data", "")
     where = f"finished after {reached:,} steps" if reached >= steps else f"stopped at step {reached:,} of {steps:,}"
-    scores = [(row[key], step) for step, row in run.split("val").items() for key in ("top1", "miou", "ap50") if key in row]
+    scores = [(row[key], step) for step, row in run.split("val").items() if (key := headline(row))]
     told = f"; best on validation {max(scores)[0]:.2%} at step {max(scores)[1]:,}" if scores else ""
     kept = f"; checkpoints {', '.join(map(str, run.steps))}" if run.steps else ""
     return f"<p><b>{text(run.name)}</b>: {text(what)}, {where}{told}{kept}.</p>"

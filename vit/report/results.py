@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vit.errors import UserError
-from vit.report import classification, curves, page, segmentation
+from vit.report import classification, curves, detection, page, segmentation
 from vit.tasks.classification import Classification
+from vit.tasks.detection import Detection
 from vit.tasks.mask_segmentation import MaskSegmentation
 from vit.tasks.segmentation import Segmentation
 from vit.training.evaluate import Trained
@@ -24,6 +25,7 @@ OF_TASK: dict[type, ModuleType] = {
     Classification: classification,
     Segmentation: segmentation,
     MaskSegmentation: segmentation,
+    Detection: detection,
 }
 
 

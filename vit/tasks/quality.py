@@ -6,7 +6,7 @@ one class and one object's number (0: of none); void is a class number beyond th
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,22 +113,43 @@ def mask_ap(truth: Sequence[Sequence[dict[str, Any]]], predicted: Sequence[Seque
     of objects below 32², up to 96² and above, in pixels of the image's own size.
     """
     sizes = [next((x["size"] for x in (*t, *p)), (1, 1)) for t, p in zip(truth, predicted, strict=True)]
-    images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
-    annotations = [[_annotation(i, x) for i, every in enumerate(those) for x in every] for those in (truth, predicted)]
+    ours, theirs = ([_annotation(i, x) for i, every in enumerate(those) for x in every] for those in (predicted, truth))
+    judge = judged(theirs, ours, sizes, K, "segm")
+    figures = {name: known(x) for name, x in zip(FIGURES, judge.stats, strict=False)}
+    precision = judge.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; objects of any size, up to 100 an image
+    return figures | {"ap_per_class": [mean_precision(x) for x in precision.T]}
+
+
+def judged(
+    truth: Sequence[dict[str, Any]], predicted: Sequence[dict[str, Any]], sizes: Iterable[Any], K: int, kind: str
+) -> Any:
+    """COCO's evaluator when it is done.
+
+    Args:
+      truth, predicted: annotations as COCO's JSON has them, whose `image_id` is the image's place; they get their `id` here.
+      sizes: height and width of every image, those without annotations too.
+      K: classes, whose numbers are their `category_id`.
+      kind: what is compared, "segm" or "bbox".
+    """
+    images = [{"id": i, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(sizes)]
     sets = []
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress and a table
-        for those in annotations:
+        for those in (truth, predicted):
             numbered = [{"id": number, **x} for number, x in enumerate(those, 1)]  # 0 means no match to pycocotools
             sets.append(COCO())
             sets[-1].dataset = {"images": images, "annotations": numbered, "categories": [{"id": k} for k in range(K)]}
             sets[-1].createIndex()
-        judge = evaluator(*sets, "segm")
+        judge = evaluator(*sets, kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    figures = {name: _known(x) for name, x in zip(FIGURES, judge.stats, strict=False)}
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; objects of any size, up to 100 an image
-    return figures | {"ap_per_class": [_known(x[x > -1].mean()) if (x > -1).any() else None for x in precision.T]}
+    return judge
+
+
+def mean_precision(precision: Float[np.ndarray, "..."]) -> float | None:
+    """The mean of what COCO's evaluator says of a class; None if the truth hasn't got the class, where it says -1."""
+    there = precision[precision > -1]
+    return float(there.mean()) if there.size else None
 
 
 def _annotation(image: int, x: dict[str, Any]) -> dict[str, Any]:
@@ -138,5 +159,6 @@ def _annotation(image: int, x: dict[str, Any]) -> dict[str, Any]:
     return {"image_id": image, "category_id": x["class"], "segmentation": code, "area": area, "iscrowd": 0, **score}
 
 
-def _known(x: float) -> float | None:
+def known(x: float) -> float | None:
+    """A figure of COCO's evaluator; None for its -1: there is nothing to judge."""
     return None if x < 0 else float(x)

@@ -33,7 +33,7 @@ class Found(NamedTuple):
 class Pretrained(NamedTuple):
     """Parameters by path, complete for `ViT(config, image_size=…, channels=…, classes=…)`, and what else the file tells.
 
-    With a `head` they are for `Eomt(config, head, …)`.
+    With a `head` they are for `Eomt(config, head, …)` or `Yolos(config, head, …)`.
     """
 
     params: dict[str, np.ndarray]
@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
     notes: list[str]
     """What had to be assumed or was left out, a line on each."""
     head: Any = None
-    """What stands on the backbone (an `EomtHead`), where that isn't a classifier; its parameters lie below `head/`."""
+    """What stands on the backbone (`EomtHead`, `YolosHead`) instead of a classifier; its parameters lie below `head/`."""
 
 
 def changed(config: ViTConfig, **changes: Any) -> ViTConfig:

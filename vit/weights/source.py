@@ -6,11 +6,12 @@ from typing import Any, cast
 import jax
 from flax import nnx
 
-from vit.config import EomtHead, ViTConfig, from_json, validate
+from vit.config import EomtHead, ViTConfig, YolosHead, from_json, validate
 from vit.errors import UserError
 from vit.models.eomt import Eomt
 from vit.models.vit import Params, ViT, split
-from vit.weights import eomt, files, hf, npz, timm
+from vit.models.yolos import Yolos
+from vit.weights import eomt, files, hf, npz, timm, yolos
 from vit.weights.hub import fetch
 from vit.weights.mapping import Table, to_ours
 from vit.weights.pretrained import Found, Pretrained
@@ -48,6 +49,9 @@ def _understood(found: Found) -> Pretrained:
         return fill(found, config, timm.table(config, facts["channels"], classes, kind), {"classes": classes, **facts}, notes)
     if found.config.get("model_type") == "eomt":
         return fill(found, *eomt.understand(found))
+    if found.config.get("model_type") == "yolos":
+        found = yolos.spelled(found)
+        return fill(found, *yolos.understand(found))
     if hf.knows(found):
         found = hf.spelled(found)
         return fill(found, *hf.understand(found))
@@ -72,12 +76,14 @@ def fill(found: Found, config: ViTConfig, table: Table, facts: dict[str, Any], n
 
 
 def shapes(
-    config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int, head: EomtHead | None = None
+    config: ViTConfig, image_size: tuple[int, int], channels: int, classes: int, head: EomtHead | YolosHead | None = None
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a model, by path."""
 
     def build() -> Params:
         shape: Any = {"image_size": image_size, "channels": channels, "classes": classes, "rngs": nnx.Rngs(0)}
+        if isinstance(head, YolosHead):
+            return split(Yolos(config, head, **shape))[1]
         return split(Eomt(config, head, **shape) if head else ViT(config, **shape))[1]
 
     return {path: x.shape for path, x in jax.eval_shape(build).items()}
