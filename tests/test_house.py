@@ -62,7 +62,8 @@ def test_doors(path):
             assert room(path) == "report"
 
 
-DENSE = {"segmenter.py", "eomt.py", "matching.py"}  # heads beside a classifier's
+# heads beside a classifier's
+DENSE = {"segmenter.py", "eomt.py", "matching.py", "boxes.py", "detector.py", "detr.py", "yolos.py", "windows.py"}
 
 
 def test_the_core_stays_small():
@@ -71,8 +72,8 @@ def test_the_core_stays_small():
         "vit/config.py", "vit/backbone.py", "vit/recipe.py", *models, "vit/tasks/classification.py",
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
-    # 300 of them for what the pretrained families differ in and for fine-tuning (docs/decisions/0009, 0010), 30 for long images
-    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1830
+    # 300 of them for what the pretrained families differ in and for fine-tuning (docs/decisions/0009, 0010), 60 for dense heads
+    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 1860
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -130,7 +130,7 @@ _FAULTS: dict[str, Fault] = {
     "VOC class not named": flaw(voc(xml(("fox", *BOX))), "class 'fox' is not among the classes", f"{XML}, line 6",
                                 names=("cat", "dog")),
     "VOC object without name": flaw(voc(xml(("", *BOX))), "its class '' is not among the classes", f"{XML}, line 6"),
-    "VOC cut off": flaw(voc(xml(("cat", *BOX))[:150]), "it is not XML: no element found, in line", XML),
+    "VOC cut off": flaw(voc(xml(("cat", *BOX))[:150]), "it is not XML: ", XML),
     "VOC entities": flaw(voc(ENTITY), "it defines entities, in line 1", XML),
     "VOC without image": flaw({**voc(), "JPEGImages/000.jpg": None}, "this XML has no image", XML),
     "VOC listed without XML": flaw(voc(train="000\n001\n900\n"), "'900' has no XML", "train.txt, line 3"),
@@ -266,10 +266,10 @@ def tfds(features: dict[str, Any], data_source: Any = None, splits: tuple[str, .
 
         info = types.SimpleNamespace(features=features, splits=splits, name="x", version="1")
         builder = types.SimpleNamespace(info=info, as_data_source=data_source or broken)
-        write(folder, {"features.json": "{}"})
+        write(folder / "set", {"features.json": "{}"})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tensorflow_datasets.core.read_only_builder.builder_from_directory", lambda _: builder)
-            boxtfds.find(folder)
+            boxtfds.find(folder / "set")
 
     return case
 

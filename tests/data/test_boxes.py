@@ -269,7 +269,7 @@ def test_a_prepared_set_of_tfds(tmp_path, kind):
                 return {"train": self.examples(6), "validation": self.examples(3), "test": self.examples(2, none=True)}
 
             def examples(self, count, none=False):
-                boxes = [tfds.features.BBox(6 / 24, 12 / 32, 18 / 24, 20 / 32), tfds.features.BBox(0, 0.1, 0.5, 0.3)]
+                boxes = [tfds.features.BBox(6 / 24, 12 / 32, 18 / 24, 20 / 32), tfds.features.BBox(0.0, 0.1, 0.5, 0.3)]
                 objects = [{"bbox": box, "label": k, crowd: k == 1} for k, box in enumerate(boxes)]
                 objects = [{**o, "area": 33} if kind == "coco" else o for o in objects]
                 yield from ((i, {"image": image(i), "objects": [] if none else objects}) for i in range(count))
@@ -281,7 +281,10 @@ def test_a_prepared_set_of_tfds(tmp_path, kind):
     source = the_same(tmp_path / "pets", YOLO_BOXES, "TFDS set pets 1.0.0 with objects")
     assert source[0]["crowd"].tolist() == [False, True]
     assert source[0]["area"].tolist() == [33, 33] if kind == "coco" else source[0]["area"][0] == 96
-    assert [p.what for p in source.listing.problems] == ["the 2 images of test have no boxes and are not used"]
+    assert [p.what for p in source.listing.problems] == [
+        "the 2 images of test have no boxes and are not used",
+        "1 of 2 classes have no box to train on: dog",
+    ]
 
 
 # ---- orientation, clipping ----

@@ -3,6 +3,7 @@
 Glossary for shapes beside that of `vit.models.layers`: N places, over all sizes of the pyramid, K classes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ class Pyramid(nnx.Module):
         return found[0], found[1]
 
 
-def places(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N"]]:
+def places(size: Sequence[int], strides: tuple[int, ...]) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N"]]:
     """Centres (y, x) in pixels of all places over an image of this height and width, row by row, and the stride of each."""
     centres, reach = [], []
     for stride in strides:

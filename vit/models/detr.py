@@ -278,7 +278,7 @@ def spread(count: int) -> Float[np.ndarray, "Q 4"]:
     """Boxes (centre y, centre x, height, width) that are evenly spread: the first points of the R2 sequence."""
     golden = 1.32471795724474602596  # the root of x³ = x + 1
     centres = (0.5 + np.arange(1, count + 1)[:, None] / np.array([golden, golden**2])) % 1
-    return np.concatenate([centres, np.full((count, 2), max(0.1, count**-0.5))], axis=1, dtype=np.float32)
+    return np.concatenate([centres, np.full((count, 2), np.clip(count**-0.5, 0.1, 0.5))], axis=1, dtype=np.float32)
 
 
 def _logit(boxes: Float[Array, "*N 4"]) -> Float[Array, "*N 4"]:

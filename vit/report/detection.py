@@ -63,12 +63,11 @@ def arrays(task: Any, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def validation(run: Any, task: Any, seen: dict[str, Any], source: Any, title: str) -> None:
-    """`val_boxes.png`: the first examples."""
-    examples, figures = seen["examples"], seen["figures"]
-    first = np.arange(min(SHOWN, len(examples["id"])))
-    threshold = figures["threshold"]
-    told = f"{title}, {_told(figures)}: first examples, boxes of {threshold:.2f} and more, missed and wrong ones in red"
-    _rows(run / "val_boxes.png", examples, first, threshold, source, task.class_names, told)
+    """`val_boxes.png`: some examples, evenly spread: neighbours may be frames of one film."""
+    count, threshold = len(seen["examples"]["id"]), seen["figures"]["threshold"]
+    some = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
+    told = f"{title}, {_told(seen['figures'])}: some examples, boxes of {threshold:.2f} and more, missed and wrong ones in red"
+    _rows(run / "val_boxes.png", seen["examples"], some, threshold, source, task.class_names, told)
 
 
 def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:

@@ -6,14 +6,14 @@ in the image's own pixels, `size`, its height and width, and `content`, what it 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from vit.config import NOBODY, DenseHead, DetectionConfig, DetrHead, ViTConfig
 from vit.models.detector import Detector, detector_flops, places
@@ -23,6 +23,7 @@ from vit.models.yolos import Yolos, yolos_flops
 from vit.tasks import boxscores, dense, queries
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
+Pair = Sequence[int] | Int[np.ndarray, "2"]
 
 
 class Detection:
@@ -47,7 +48,8 @@ class Detection:
         if isinstance(self.head, DenseHead):
             windows = {"window": self.config.window, "global_blocks": self.config.global_blocks}
             return Detector(self.model, self.head, **windows, **self.shape, rngs=rngs)
-        return (Detr if isinstance(self.head, DetrHead) else Yolos)(self.model, self.head, **self.shape, rngs=rngs)
+        kind: Any = Detr if isinstance(self.head, DetrHead) else Yolos
+        return kind(self.model, self.head, **self.shape, rngs=rngs)
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef[Any]:
@@ -64,9 +66,10 @@ class Detection:
         if not isinstance(self.head, DenseHead):
             return queries.query_loss(model, batch, self.head, keys)
         result, _ = model(batch["image"], keys=keys)
-        size = batch["image"].shape[1:3]
+        _, *size, _ = batch["image"].shape
         where, reach = places(size, self.head.strides)
-        where, reach = jnp.asarray(where / np.float32(size)), jnp.asarray(reach[:, None] / np.float32(size))
+        sides = np.array(size, np.float32)
+        where, reach = jnp.asarray(where / sides), jnp.asarray(reach[:, None] / sides)
 
         def one(boxes: Array, classes: Array, truth: Array, label: Array, crowd: Array) -> Array:
             return dense.loss(boxes, classes, where, reach, truth, label, crowd, self.head)
@@ -116,9 +119,7 @@ class Detection:
         return boxscores.score(figures)
 
 
-def own_pixels(
-    boxes: Float[np.ndarray, "n 4"], size: ArrayLike, content: ArrayLike, shown: ArrayLike
-) -> Float[np.ndarray, "n 4"]:
+def own_pixels(boxes: Float[np.ndarray, "n 4"], size: Pair, content: Pair, shown: Pair) -> Float[np.ndarray, "n 4"]:
     """Boxes of what the model is shown (H, W), in pixels of the image itself, cut at its border.
 
     `size` is the image's own height and width, `content` what it takes of what is shown.
