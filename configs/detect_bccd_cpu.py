@@ -9,20 +9,20 @@ from vit.config import AugmentConfig, BoxData, Config, DenseHead, DetectionConfi
 
 
 def get_config() -> Config:
-    """Six blocks on 15x20 tokens of a convolutional stem, boxes at every 8th and 16th pixel."""
+    """Four blocks on 15x20 tokens of a convolutional stem, boxes at every 8th and 16th pixel; small batches, many updates."""
     return Config(
-        steps=2400,
-        batch_size=8,
+        steps=3900,
+        batch_size=4,
         clip=0.0,
-        eval_every=400,
-        save_every=400,
-        log_every=25,
+        eval_every=780,
+        save_every=780,
+        log_every=65,
         data=BoxData(
             size=(240, 320), scale=(0.7, 1.5), stream=False, bad_boxes="drop", mean=(0.66, 0.64, 0.66), std=(0.26, 0.26, 0.25)
         ),
         augment=AugmentConfig(flip=True, colour=0.3),
         task=DetectionConfig(head=DenseHead(width=64, strides=(8, 16), convs=1)),
-        model=ViTConfig(patch=16, width=128, depth=6, heads=4, mlp=256, stem="conv", pool="mean"),
+        model=ViTConfig(patch=16, width=128, depth=4, heads=2, mlp=256, stem="conv", pool="mean"),
         optim=Muon(lr=4e-3, weight_decay=0.1),
         schedule=ScheduleConfig(warmup=100, decay="linear"),
     )

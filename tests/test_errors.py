@@ -595,6 +595,7 @@ CASES: dict[str, Callable[[At], Any]] = {
     "objects of masks without any": lambda at: task_of(OBJECTS, {"view": "whole", "things": None}),
     "objects in windows": lambda at: task_of(OBJECTS, {"view": "sliding", "things": [True, True]}),
     "attention of a segmentation": masked("--attention"),
+    "threshold of a segmentation": masked("--threshold=0.5"),
     "masks of other classes": masked(classes="cat\ndog\n"),
     "another mask of this name": masked(mask="my own"),
     "an overlay on another image": lambda at: MaskPrediction(np.zeros((4, 4), np.uint8), ["cat"]).overlay(BLACK),

@@ -26,7 +26,7 @@ DOORS = {
     "training": {"config", "errors", "limits", "models", "tasks", "data", ""},
     "report": {"config", "errors", "models", "tasks", "data", "training"},
     "weights": {"config", "errors", "limits", "models", "tasks", "data", "training"},
-    "deploy": {"config", "data", "errors", "flags", "models", "report", "tasks", "training"},
+    "deploy": {"config", "data", "errors", "flags", "limits", "models", "report", "tasks", "training"},
     "cli": {"config", "data", "deploy", "errors", "flags", "models", "report", "training", "weights"},
     "__main__": {"cli"},
     "": {"config", "deploy", "models"},  # vit/__init__.py

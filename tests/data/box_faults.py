@@ -80,7 +80,7 @@ def coco(train: dict[str, Any] | None = None, **first: Any) -> Files:
         if split == "train":
             content["annotations"][0] |= first
             content |= train or {}
-        files[f"annotations/instances_{split}.json"] = json.dumps(content)
+        files[f"annotations/instances_{split}.json"] = json.dumps(content, indent=1)
         files |= {f"images/{split}/{n:03d}.jpg": PICTURES[n] for n in numbers}
     return files
 
@@ -170,22 +170,22 @@ _FAULTS: dict[str, Fault] = {
          "val.txt": "images/val/100.jpg\nimages/val/101.jpg\nimages/val/102.jpg\n"},
         "'images/train/900.jpg' isn't there", "train.txt, line 7"),
     # COCO
-    "COCO no area": flaw(coco(bbox=[4, 5, 0, 3]), "it has no area (bbox [4, 5, 0, 3])", f"{JSON}, annotation 0"),
-    "COCO below zero": flaw(coco(bbox=[4, 5, 3, -2]), "its end lies before its start", f"{JSON}, annotation 0"),
-    "COCO not a number": flaw(coco(bbox=[float("nan"), 5, 3, 2]), "not finite (bbox [NaN", f"{JSON}, annotation 0"),
-    "COCO endless": flaw(coco(bbox=[4, 5, float("inf"), 2]), "not finite", f"{JSON}, annotation 0"),
-    "COCO outside": flaw(coco(bbox=[-9, 5, 3, 2]), "it lies outside of its image", f"{JSON}, annotation 0"),
-    "COCO three numbers": flaw(coco(bbox=[1, 2, 3]), "its bbox is not four numbers: [1, 2, 3]", f"{JSON}, annotation 0"),
-    "COCO no bbox": flaw(coco(bbox=None), "its bbox is not four numbers", f"{JSON}, annotation 0"),
-    "COCO unknown category": flaw(coco(category_id=4), "its category 4 is not among the categories", f"{JSON}, annotation 0"),
-    "COCO category in quotes": flaw(coco(category_id="3"), 'its category "3" is not among', f"{JSON}, annotation 0"),
-    "COCO annotation twice": flaw(coco(id=1), "two annotations have this id", f"{JSON}, annotation 1"),
-    "COCO of no image": flaw(coco(image_id=900), "annotation 0 is of image 900, which is not among the images", JSON),
-    "COCO image twice": flaw(coco({"images": TWICE}), "two images have this id", f"{JSON}, image 0"),
+    "COCO no area": flaw(coco(bbox=[4, 5, 0, 3]), "it has no area (bbox [4, 5, 0, 3])", f"{JSON}, annotation 0, line "),
+    "COCO below zero": flaw(coco(bbox=[4, 5, 3, -2]), "its end lies before its start", f"{JSON}, annotation 0, line "),
+    "COCO not a number": flaw(coco(bbox=[float("nan"), 5, 3, 2]), "not finite (bbox [NaN", f"{JSON}, annotation 0, line "),
+    "COCO endless": flaw(coco(bbox=[4, 5, float("inf"), 2]), "not finite", f"{JSON}, annotation 0, line "),
+    "COCO outside": flaw(coco(bbox=[-9, 5, 3, 2]), "it lies outside of its image", f"{JSON}, annotation 0, line "),
+    "COCO three numbers": flaw(coco(bbox=[1, 2, 3]), "bbox is not four numbers: [1, 2, 3]", f"{JSON}, annotation 0, line "),
+    "COCO no bbox": flaw(coco(bbox=None), "its bbox is not four numbers", f"{JSON}, annotation 0, line "),
+    "COCO unknown category": flaw(coco(category_id=4), "its category 4 is not among", f"{JSON}, annotation 0, line "),
+    "COCO category in quotes": flaw(coco(category_id="3"), 'its category "3" is not among', f"{JSON}, annotation 0, line "),
+    "COCO annotation twice": flaw(coco(id=1), "two annotations have this id", f"{JSON}, annotation 1, line "),
+    "COCO of no image": flaw(coco(image_id=900), "annotation 0 is of image 900, which is not among", f"{JSON}, line "),
+    "COCO image twice": flaw(coco({"images": TWICE}), "two images have this id", f"{JSON}, image 0, line "),
     "COCO file twice": flaw(coco({"images": PATHS}), "is named twice", f"{JSON}, image 1"),
-    "COCO image missing": flaw(coco({"images": GONE}), "'900.jpg' isn't there", f"{JSON}, image 900"),
+    "COCO image missing": flaw(coco({"images": GONE}), "'900.jpg' isn't there", f"{JSON}, image 900, line "),
     "COCO image without size": flaw(coco({"images": [{"id": 0, "file_name": "000.jpg"}, *TWICE[2:]]}),
-                                    "this image has no id, file_name, height and width", f"{JSON}, image 0"),
+                                    "this image has no id, file_name, height and width", f"{JSON}, image 0, line "),
     "COCO two categories of a name": Fault(
         coco({"categories": [{"id": 3, "name": "cat"}, {"id": 9, "name": "cat"}]}), "category 9 is both", "instances_val.json"),
     "COCO cut off": Fault({**coco(), f"annotations/{JSON}": '{"images": ['}, "this is not JSON", JSON),

@@ -21,6 +21,7 @@ from vit.data.boxes import BoxImages
 from vit.data.boxforms import Boxes, turned, wrong
 from vit.data.boxset import listing
 from vit.data.boxvoc import BadXml, parse
+from vit.data.coco import lines_of
 from vit.data.decode import upright
 from vit.data.sources import describe, labels, open_source, said, splits
 from vit.errors import UserError
@@ -223,6 +224,10 @@ def test_coco_of_one_file(tmp_path):
     found = listing(config(root, annotations=str(root / "sub/annotations/mine.json")))
     assert found.form == "COCO boxes in sub/annotations/mine.json, split by content"
     assert len(found.names) == 66
+    assert found.class_ids == [3, 9]
+    assert {int(name[5:-4]): i for name, i in zip(found.names, found.image_ids, strict=True) if name.startswith("more")} == {
+        n: n for n in range(103, 160)
+    }
     assert all((found.splits == k).any() for k in range(3))
     write(root, {"sub/annotations/mine.json": ""})
     write(root, {"elsewhere/mine.json": json.dumps(content)})
@@ -244,6 +249,29 @@ def test_coco_of_roboflow(tmp_path):
     val = BoxImages(config(root), "val")
     assert [(val[i]["label"] != NOBODY).sum() for i in range(3)] == [1, 0, 0]
     assert val.room == 1
+
+
+@pytest.mark.parametrize("indent", [None, 0, 3])
+def test_lines_of_entries(indent):
+    """Each begins where a JSON reader that starts there reads it."""
+    entry = {"id": 1, "name": 'a "quoted" ]}, { [\n', "é": [[1, {}], None], "x": -1.5e-3}
+    content = {
+        "info": {"images": [7]},
+        "images": [entry, {}, 3],
+        "annotations": [],
+        "z": "]",
+        "categories": [[entry], "[", entry],
+    }
+    text = json.dumps(content, indent=indent)
+    found, rows = lines_of(text), text.splitlines()
+    assert found.keys() == {"images", "annotations", "categories"}
+    for key, lines in found.items():
+        for x, line in zip(content[key], lines, strict=True):
+            if indent is None:
+                assert line == 1
+            else:
+                assert json.JSONDecoder().raw_decode("\n".join(rows[line - 1 :]).lstrip())[0] == x
+    assert lines_of("\n\n" + text) == {key: [line + 2 for line in lines] for key, lines in found.items()}
 
 
 # ---- TFDS ----

@@ -240,6 +240,16 @@ def test_results_of_ones_own_are_replaced_and_others_kept(run, photos, tmp_path,
     assert (tmp_path / "predictions.json").read_text() == '{"mine": 1}'
 
 
+def test_a_threshold_of_ones_own(run, predictor, photos, tmp_path, capsys):
+    counts = []
+    for flags, least in ((("--threshold", 0.001), 0.001), ((), predictor.threshold), (("--threshold=0.9",), 0.9)):
+        predict(capsys, "--workdir", run, photos / "val" / "003.png", "--out", tmp_path, *flags)
+        (told,) = table(tmp_path)[1]
+        assert all(box["score"] >= least - 1e-6 for box in told["boxes"])
+        counts.append(len(told["boxes"]))
+    assert counts[0] > counts[1] > counts[2]
+
+
 def test_attention_is_of_classification(run, tmp_path, capsys):
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="a detection run has no --attention or --block"):

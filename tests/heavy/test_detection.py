@@ -41,23 +41,17 @@ def test_digits_are_learned(tmp_path):
     assert figures["examples"] == 500
     assert all((tmp_path / name).stat().st_size > 1000 for name in PICTURES)
 
-    # pycocotools' figures of the file that was written
-    source, annotations = Scenes(ScenesData(scenes=1, truth="boxes"), "test"), []
+    # pycocotools' figures of the files that were written, whose truth is that of the scenes
+    written = json.loads((tmp_path / "truth.json").read_text())
+    source, boxes = Scenes(ScenesData(scenes=1, truth="boxes"), "test"), []
     for i in range(len(source)):
-        for box, k in zip(source[i]["boxes"] * 96, source[i]["label"], strict=True):
-            if k != NOBODY:
-                y0, x0, y1, x1 = map(float, box)
-                area = (y1 - y0) * (x1 - x0)
-                known = {"image_id": i, "category_id": int(k), "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
-                annotations.append({"id": len(annotations) + 1, **known})
-    images = [{"id": i, "height": 96, "width": 96} for i in range(len(source))]
-    written = json.loads((tmp_path / "predictions.json").read_text())
-    results = written if isinstance(written, list) else written["annotations"]
-    first = min(x["category_id"] for x in results)  # COCO counts categories from 1
-    for x in annotations:
-        x["category_id"] += first
-    categories = [{"id": k + first, "name": str(k)} for k in range(10)]
-    stats = judged({"images": images, "annotations": annotations, "categories": categories}, results)
+        real = source[i]["label"] != NOBODY
+        boxes += [[i, k + 1, *box] for k, box in zip(source[i]["label"][real], source[i]["boxes"][real] * 96, strict=True)]
+    told = [[x["image_id"], x["category_id"], *x["bbox"]] for x in written["annotations"]]
+    boxes, told = np.array(boxes), np.array(told)
+    np.testing.assert_allclose(told[:, [0, 1, 3, 2]], boxes[:, :4], atol=1e-4)
+    np.testing.assert_allclose((told[:, 2:4] + told[:, 4:])[:, ::-1], boxes[:, 4:], atol=1e-4)
+    stats = judged(written, json.loads((tmp_path / "predictions.json").read_text()))
     for name, value in zip(("ap", "ap50", "ap75"), stats, strict=False):
         assert figures[name] == pytest.approx(value, abs=1e-6)
 

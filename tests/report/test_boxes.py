@@ -137,10 +137,12 @@ def test_an_evaluations_pictures_and_files(tmp_path, asked):
     assert names == [*NAMES, "background"]
     assert not asked
     assert_drawn(tmp_path / "precision_recall.png")
-    told = json.loads((tmp_path / "predictions.json").read_text())
-    assert [image["id"] for image in told["images"]] == [5, 6, 7]
-    assert len(told["annotations"]) == 5
-    assert told["annotations"][0]["bbox"] == [8, 4, 32, 16]
+    found, truth = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("predictions", "truth"))
+    assert [image["id"] for image in truth["images"]] == [5, 6, 7]
+    assert [x["image_id"] for x in found] == [5, 6, 6, 7, 7]
+    assert found[0] == {"image_id": 5, "category_id": 1, "bbox": [8, 4, 32, 16], "score": 0.9}
+    known = {"id": 1, "image_id": 5, "category_id": 1, "bbox": [8, 4, 32, 16], "area": 9, "iscrowd": 0}
+    assert truth["annotations"][0] == known
 
 
 def test_a_validations_picture(tmp_path, asked):

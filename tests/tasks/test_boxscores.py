@@ -10,7 +10,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vit.tasks import boxscores
-from vit.tasks.boxscores import UNCHOSEN, above, best_threshold, box_figures, confusion, curves, missed, to_coco, verdict
+from vit.tasks.boxscores import (
+    UNCHOSEN,
+    above,
+    best_threshold,
+    box_figures,
+    confusion,
+    curves,
+    missed,
+    to_coco,
+    to_results,
+    verdict,
+)
 
 K, SIDE = 4, 400
 NAMES = list("abcd")
@@ -229,16 +240,14 @@ def test_confusion():
 
 def test_coco_reads_what_is_written(tmp_path):
     truth, found = images(6)
-    ids, sizes = [7, 3, 11, 20, 21, 1], [(SIDE, SIDE + i) for i in range(6)]
-    for name, those in (("truth", truth), ("found", found)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(to_coco(those, ids, sizes, NAMES, "mine")))
+    ids, sizes, kinds = [7, 3, 11, 20, 21, 1], [(SIDE, SIDE + i) for i in range(6)], [3, 5, 90, 91]
+    (tmp_path / "truth.json").write_text(json.dumps(to_coco(truth, sizes, NAMES, ids, kinds, list("fedcba"))))
+    (tmp_path / "results.json").write_text(json.dumps(to_results(found, ids, kinds)))
     coco = COCO(str(tmp_path / "truth.json"))
-    written = json.loads((tmp_path / "found.json").read_text())
-    assert [x["id"] for x in written["images"]] == ids
-    assert [(x["height"], x["width"]) for x in written["images"]] == sizes
-    assert [x["name"] for x in written["categories"]] == NAMES
-    assert written["info"] == {"description": "mine"}
-    (tmp_path / "results.json").write_text(json.dumps(written["annotations"]))
+    assert [(x["id"], x["height"], x["width"], x["file_name"]) for x in coco.dataset["images"]] == [
+        (i, *size, name) for i, size, name in zip(ids, sizes, "fedcba", strict=True)
+    ]
+    assert [(x["id"], x["name"]) for x in coco.dataset["categories"]] == list(zip(kinds, NAMES, strict=True))
     judge = COCOeval(coco, coco.loadRes(str(tmp_path / "results.json")), "bbox")
     judge.evaluate()
     judge.accumulate()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit.config import Config, DigitsData, FolderData, ViTConfig
+from vit.config import Config, DigitsData, FolderData, ViTConfig, YolosHead
 from vit.errors import UserError
 from vit.models.vit import ViT, merge, split
+from vit.models.yolos import Yolos
 from vit.weights import Pretrained
 from vit.weights import start as module
 from vit.weights.start import fitted, prepare, settle, with_channels
@@ -50,6 +51,38 @@ def test_the_head_is_kept_for_the_same_classes_and_begins_anew_for_others():
         assert lines == [f"the head begins anew, at zero: {len(names)} classes, the weights know 3 others"]
     bare = weights._replace(classes=0, class_names=[])
     assert fitted(bare, data(), shapes())[1] == ["the head begins anew, at zero: 3 classes, the weights know none"]
+
+
+@pytest.mark.parametrize(("names", "size"), [(NAMES[:2], (16, 16)), (NAMES[:2], (24, 8)), (NAMES, (24, 8))])
+def test_a_detectors_head_is_kept_but_for_what_tells_classes(names, size):
+    """YOLOS: its tokens and its positions between the blocks are what its pretraining is worth."""
+    images = jax.random.normal(jax.random.key(0), (2, *size, 3))
+
+    def made(names, size):
+        build = lambda: Yolos(MODEL, YolosHead(5, middle=True), **sizes, rngs=nnx.Rngs(0))  # noqa: E731
+        sizes = {"image_size": size, "channels": 3, "classes": len(names)}
+        return build, jax.eval_shape(lambda: split(build())[1])
+
+    build, old = made(NAMES, (16, 16))
+    rng = np.random.default_rng(0)
+    params = {path: rng.normal(0, 0.3, x.shape).astype(np.float32) for path, x in old.items()}
+    weights = pretrained()._replace(params=params)
+    ours, lines = fitted(weights, data(names, size), made(names, size)[1])
+    assert {path.split("/")[1] for path in params.keys() - ours.keys()} == ({"classify"} if names != NAMES else set())
+    assert lines[-1].startswith("the head is kept")
+    boxes = []
+    for make, p in ((build, params), (made(names, size)[0], {**zeros(made(names, size)[1]), **ours})):
+        graph = nnx.graphdef(nnx.eval_shape(make))
+        boxes.append(merge(graph, {path: jnp.asarray(x) for path, x in p.items()})(images)[0]["boxes"])
+    np.testing.assert_allclose(*boxes, atol=1e-5)
+    other = {path: x for path, x in made(names, size)[1].items() if path != "head/tokens"}
+    assert (
+        "begins anew, at zero" in fitted(weights, data(NAMES[:2], size), {**other, "head/queries": old["head/tokens"]})[1][-1]
+    )
+
+
+def zeros(shapes):
+    return {path: np.zeros(x.shape, x.dtype) for path, x in shapes.items()}
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vit.data.boxforms import Row, Sheet
+from vit.data.boxforms import Row, Sheet, wrong
 from vit.data.coco import FIX, Files, Parts, Reader, by_split, load, loaded
 from vit.data.folder import shown
 from vit.data.segments import quoted
@@ -54,7 +54,7 @@ class _Reader(Reader):
         made.names = {number: name for number, (name, _) in sorted(self.categories.items()) if number not in left_out}
         for pair in self.pairs():
             rows, size = self.records[pair.image]
-            made.add(pair.image, pair.split, rows, size)
+            made.add(pair.image, pair.split, rows, size, number=self.numbers[pair.image])
         return made
 
     def _superior(self) -> set[int]:
@@ -68,21 +68,24 @@ class _Reader(Reader):
     def record(self, those: list[Any], size: Any, at: str, path: Path, split: str) -> Any:
         rows, (height, width) = [], size
         for number, annotation in those:
-            where = f"{shown(str(path))}, annotation {quoted(number)}"
+            place = f"{shown(str(path))}, annotation {quoted(number)}"
             box, category = annotation.get("bbox"), annotation.get("category_id")
             key = number if isinstance(number, int | str) else quoted(number)
             if key in self.annotations[path]:
+                where = place + self.line(path, annotation)
                 self.tell("two annotations have this id", where, "give every annotation an id of its own")
             elif not self.known(category):
                 what = f"its category {quoted(category)} is not among the categories"
-                self.tell(what, where, "mend its category_id, or remove it")
+                self.tell(what, place + self.line(path, annotation), "mend its category_id, or remove it")
             elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+                where = place + self.line(path, annotation)
                 self.tell(f"its bbox is not four numbers: {quoted(box)}", where, "give x, y, width and height")
             else:
                 x, y, w, h = map(float, box)
                 area = annotation.get("area")
                 area = float(area) if _is_number(area) and 0 < area < math.inf else math.nan
                 corners = y / height, x / width, (y + h) / height, (x + w) / width
+                where = place + self.line(path, annotation) if wrong(corners) else place
                 rows.append(Row(corners, category, f"bbox {json.dumps(box)}", where, bool(annotation.get("iscrowd")), area))
             self.annotations[path].add(key)
         return rows, size

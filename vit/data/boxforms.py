@@ -43,12 +43,13 @@ class Boxes(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """An image by its name below the root, its split or "", its boxes, and the height and width that its annotation says."""
+    """An image by its name below the root, its split or "", its boxes, its height and width as its annotation says, its id."""
 
     image: str
     split: str
     boxes: Boxes
     size: tuple[int, int] | None = None
+    number: int | str | None = None
 
 
 @dataclass
@@ -75,7 +76,15 @@ class Sheet:
         """Something that a run goes on with."""
         self.problems.append(Problem(what, where, fix, fatal=False))
 
-    def add(self, image: str, split: str, rows: Iterable[Row], size: tuple[int, int] | None = None, fix: str = MEND) -> None:
+    def add(
+        self,
+        image: str,
+        split: str,
+        rows: Iterable[Row],
+        size: tuple[int, int] | None = None,
+        fix: str = MEND,
+        number: int | str | None = None,
+    ) -> None:
         """An image with those of its boxes that can be."""
         good = []
         for row in rows:
@@ -88,7 +97,7 @@ class Sheet:
         corners = np.array([row.corners for row in good], float).reshape(-1, 4).clip(0, 1)
         kinds, crowd = np.array([row.kind for row in good], np.int32), np.array([row.crowd for row in good], bool)
         area = np.array([row.area for row in good], float)
-        self.images.append(Labelled(image, split, Boxes(corners, kinds, crowd, area), size))
+        self.images.append(Labelled(image, split, Boxes(corners, kinds, crowd, area), size, number))
 
 
 def wrong(corners: tuple[float, float, float, float]) -> str:

@@ -26,13 +26,16 @@ SHOULD = "put images with boxes into it"
 class BoxListing(Listing):
     """A set with boxes. Image i has `boxes[i]`, whose kinds are class numbers; `told[i]` is the size that its annotation says.
 
-    `flaws` are what is wrong with the annotations and left out with `--data.bad-boxes drop`.
+    `flaws` are what is wrong with the annotations and left out with `--data.bad-boxes drop`. `image_ids` and `class_ids` are
+    those of COCO's JSON, or of other forms the places in the listing, and the numbers from 1 on.
     """
 
     boxes: list[Boxes]
     told: list[tuple[int, int] | None]
     flaws: list[Problem]
     clipped: int
+    image_ids: list[int | str]
+    class_ids: list[int]
 
     def pair(self, i: int) -> tuple[UInt8[np.ndarray, "H W 3"], Boxes]:
         """Image i, decoded, and its boxes as they lie on it. Raises `BadImage`."""
@@ -138,6 +141,7 @@ def listing(config: BoxData) -> BoxListing:
         raise UserError(what, where, "give as many, or leave --data.names out")
     files = [image.image for image in images]
     order = np.array(sorted(made.names), np.int64)
+    coco = any(image.number is not None for image in images)
     found = BoxListing(
         form=made.form, root=str(made.root), class_names=list(config.names) or names, names=files,
         labels=np.zeros(len(images), int),
@@ -145,6 +149,8 @@ def listing(config: BoxData) -> BoxListing:
         read=lambda i: made.read(files[i]) if made.read else made.root / files[i], problems=made.problems,
         boxes=[image.boxes._replace(kinds=np.searchsorted(order, image.boxes.kinds).astype(np.int32)) for image in images],
         told=[image.size for image in images], flaws=made.flaws, clipped=made.clipped,
+        image_ids=[image.number if image.number is not None else i for i, image in enumerate(images)],
+        class_ids=order.tolist() if coco else list(range(1, len(order) + 1)),
     )  # fmt: skip
     _unreadable(found, made)
     split_by_content(found)

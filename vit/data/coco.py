@@ -4,6 +4,7 @@ Later annotations cover earlier ones, smaller ones larger ones; crowds are void,
 `background`, id 0, of instances, and void of panoptic masks.
 """
 
+import bisect
 import json
 import os
 import re
@@ -98,6 +99,29 @@ def load(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def lines_of(text: str) -> dict[str, list[int]]:
+    """The lines on which the elements of each list begin that is a value of a JSON's outermost object."""
+    decode, between = json.JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
+    breaks, found = [match.start() for match in re.finditer("\n", text)], dict[str, list[int]]()
+
+    def next_from(at: int) -> int:
+        return between.match(text, at).end()  # type: ignore[union-attr]
+
+    at = next_from(text.index("{") + 1)
+    while text[at] != "}":
+        key, at = decode(text, at)
+        at = next_from(at)
+        if text[at] == "[":
+            at, found[key] = next_from(at + 1), []
+            while text[at] != "]":
+                found[key].append(bisect.bisect_left(breaks, at) + 1)
+                at = next_from(decode(text, at)[1])
+            at = next_from(at + 1)
+        else:
+            at = next_from(decode(text, at)[1])
+    return found
+
+
 class Reader:
     """Everything that the chosen JSON files say, checked. `record` makes of an image's annotations what is kept of it."""
 
@@ -105,6 +129,8 @@ class Reader:
         self.root, self.parts, self.panoptic = root, parts, panoptic
         self.problems: list[Problem] = []
         self.records: dict[str, Any] = {}
+        self.numbers: dict[str, int | str] = {}  # of the images, by their files
+        self.contents, self.lines = dict(parts.values()), dict[Path, dict[int, int]]()
         self.files: dict[str, list[str]] = defaultdict(list)
         for name in walked(root, ENDINGS):
             self.files[os.path.basename(name)].append(name)
@@ -202,24 +228,27 @@ class Reader:
             key, name, size = image.get("id"), image.get("file_name"), (image.get("height"), image.get("width"))
             at = f"{where}, image {quoted(key)}"
             if not isinstance(name, str) or not isinstance(key, int | str) or not all(type(n) is int and n > 0 for n in size):
-                self.tell("this image has no id, file_name, height and width", at, "mend the entry")
+                what = "this image has no id, file_name, height and width"
+                self.tell(what, at + self.line(path, image), "mend the entry")
                 continue
             if key in known:
-                self.tell("two images have this id", at, "give every image an id of its own")
+                self.tell("two images have this id", at + self.line(path, image), "give every image an id of its own")
                 continue
             known.add(key)
             file = self._file(name, split, False, path)
             if not file:
-                self.tell(f"{shown(name)!r:.80} isn't there", at, "add the file, or take the image out")
+                what = f"{shown(name)!r:.80} isn't there"
+                self.tell(what, at + self.line(path, image), "add the file, or take the image out")
                 continue
             record = self.record(annotations[key], size, at, path, split)
             if record is not None:
-                self.records[file] = record
+                self.records.setdefault(file, record)
+                self.numbers.setdefault(file, key)
                 yield key, Pair(file, f"{os.path.relpath(path, self.root)}, image {key}", split)
         for key, those in annotations.items():
-            for number, _ in those if key not in known else ():
+            for number, annotation in those if key not in known else ():
                 what = f"annotation {quoted(number)} is of image {quoted(key)}, which is not among the images"
-                self.tell(what, where, "mend its image_id, or remove it")
+                self.tell(what, where + self.line(path, annotation), "mend its image_id, or remove it")
 
     def record(self, those: list[Any], size: Any, at: str, path: Path, split: str) -> Any:
         """What is known of an image of this size by its annotations, each with its id; None if it can't be used."""
@@ -254,6 +283,13 @@ class Reader:
             crowd = bool(info.get("iscrowd"))
             ids[number] = NO_ID if crowd else category, i + 1 if category in self.things and not crowd else 0
         return Record(size, [], self.root / file, ids)
+
+    def line(self, path: Path, entry: Any) -> str:
+        """`, line 7`: where an image or an annotation begins in its file, which is read again for that, once."""
+        if path not in self.lines:
+            found, content = lines_of(path.read_text(encoding="utf-8-sig")), self.contents[path]
+            self.lines[path] = {id(x): n for key in KEYS for x, n in zip(content[key], found[key], strict=True)}
+        return f", line {self.lines[path][id(entry)]}"
 
     def known(self, category: Any) -> bool:
         """Whether it is the id of a category."""

@@ -28,6 +28,7 @@ class Boxes:
         self.made = (self.coco, folder / "boxes") if asked.save_images else (self.coco,)
         self.columns = ["height", "width", "label", "score", "x0", "y0", "x1", "y1"]
         no_attention(asked, "detection", "boxes")
+        predictor.threshold = asked.threshold or predictor.threshold
         not_another(self.coco, (BEGIN,))
 
     def stream(self, paths: Iterator[str]) -> Generator[tuple[str, Any]]:

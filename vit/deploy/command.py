@@ -19,6 +19,7 @@ from vit.data.decode import BadImage
 from vit.deploy.images import find, pixels
 from vit.errors import Stopped, UserError
 from vit.flags import parse
+from vit.limits import Share
 from vit.training.stop import Stop
 
 TOP = 5  # classes in a line
@@ -38,6 +39,8 @@ class Asked:
     """The folder of predictions.csv, predictions.jsonl and the pictures. Default: the current one."""
     save_images: bool = False
     """Save each image with what the model says of it: beside it, or its mask or boxes over it."""
+    threshold: Share = 0.0
+    """Of a detection: the least score of a box that is told of; 0: the best by validation."""
     attention: bool = False
     """Save each image with where the model looks: attention rollout, and each head of one block."""
     block: int = -1
@@ -66,6 +69,8 @@ def predict(args: Sequence[str], stop: Stop | None = None) -> None:
     predictor = load(asked.workdir, asked.checkpoint)
     for warning in predictor.trained.warnings:
         print(f"warning: {warning}; step {predictor.trained.step} is used", file=sys.stderr)
+    if asked.threshold and not hasattr(predictor, "threshold"):
+        raise UserError("only a detection has a threshold", asked.workdir, "leave --threshold out")
     kind = _kind(predictor)(asked, predictor, out / PICTURES)
     seen = bad = 0
     results, table = kind.stream(paths), Results(out, kind.columns, kind.finish)

@@ -49,7 +49,7 @@ def drawing(image: np.ndarray, boxes: np.ndarray, kinds: np.ndarray, words: Sequ
 
 
 def drawn(it: Drawing, class_names: Sequence[str], size: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-    """The image with its boxes, in the classes' colours; the first ones, which are the best, on top.
+    """The image with its boxes, in the classes' colours; what is odd on top, and then the first ones, which are the best.
 
     Args:
       it: what to draw.
@@ -62,7 +62,7 @@ def drawn(it: Drawing, class_names: Sequence[str], size: int = 0) -> UInt8[np.nd
     pen, colours = ImageDraw.Draw(picture), masks.palette(class_names[:256])
     size = size or max(10, round(max(height, width) / 45))
     line = max(1, round(size / 7))
-    for n in reversed(range(len(it.kinds))):
+    for n in sorted(range(len(it.kinds)), key=lambda n: (it.odd[n], -n)):
         y0, x0, y1, x1 = it.boxes[n].tolist()
         where = (min(x0, width - 2), min(y0, height - 2), max(x1 - 1, x0 + 1), max(y1 - 1, y0 + 1))
         colour = tuple(colours[it.kinds[n] % 256].tolist())

@@ -71,7 +71,7 @@ def validation(run: Any, task: Any, seen: dict[str, Any], source: Any, title: st
 
 
 def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: dict[str, Any], source: Any, title: str) -> None:
-    """All of the split: `worst_boxes.png`, `precision_recall.png`, `confusion.png`, and predictions.json as COCO has it."""
+    """All of the split: `worst_boxes.png`, `precision_recall.png`, `confusion.png`, truth.json, predictions.json."""
     truth, found, threshold = list(examples["truth"]), list(examples["found"]), figures["threshold"]
     errors = [sum(_errors(t, boxscores.above(f, threshold))) for t, f in zip(truth, found, strict=True)]
     worst = np.argsort(-np.array(errors), kind="stable")[:SHOWN]
@@ -82,9 +82,18 @@ def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: di
     matrix = boxscores.confusion(truth, found, len(task.class_names), threshold)
     told = f"{title}: boxes of {threshold:.2f} and more; background: missed, or where nothing is"
     scores.confusion(run / "confusion.png", matrix, [*task.class_names, "background"], told)
-    files = [source.listing.names[i] for i in examples["id"]] if isinstance(source, BoxImages) else ()
-    coco = boxscores.to_coco(found, examples["id"], examples["size"], task.class_names, title, files)
-    write_atomically(run / "predictions.json", json.dumps(coco, allow_nan=False) + "\n")
+    _as_coco(run, task, examples, source)
+
+
+def _as_coco(run: Any, task: Any, examples: dict[str, np.ndarray], source: Any) -> None:
+    """truth.json and predictions.json, with the ids of the set's own JSON if it has one."""
+    ids, kinds, files = examples["id"].tolist(), list(range(1, len(task.class_names) + 1)), []
+    if isinstance(source, BoxImages):
+        files, ids = ([those[i] for i in ids] for those in (source.listing.names, source.listing.image_ids))
+        kinds = source.listing.class_ids
+    truth = boxscores.to_coco(list(examples["truth"]), examples["size"], task.class_names, ids, kinds, files)
+    for name, content in (("truth", truth), ("predictions", boxscores.to_results(list(examples["found"]), ids, kinds))):
+        write_atomically(run / f"{name}.json", json.dumps(content, allow_nan=False) + "\n")
 
 
 def lines(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

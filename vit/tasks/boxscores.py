@@ -167,38 +167,38 @@ def ious(
 
 
 def to_coco(
-    every: Sequence[Boxes],
-    ids: Iterable[Any],
+    truth: Sequence[Boxes],
     sizes: Iterable[Any],
     class_names: Sequence[str],
-    about: str = "",
+    image_ids: Sequence[int | str],
+    class_ids: Sequence[int],
     files: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """True or found boxes of images as COCO's JSON: `annotations`, with `score` where they are found, `images`, `categories`.
-
-    The annotations with scores are what pycocotools' `loadRes` reads. Categories count from 1, by the order of the names.
+    """The true boxes of images as COCO's JSON: `images`, `categories`, `annotations`.
 
     Args:
-      every: of each image.
-      ids, sizes, files: of the images; files are optional.
-      class_names: of the K classes.
-      about: a description.
+      truth: of every image.
+      sizes, image_ids, files: of the images; files are optional.
+      class_names, class_ids: of the K classes.
     """
-    named = [{"file_name": name} for name in files] or [{}] * len(every)
-    ids = [int(i) for i in ids]
-    annotations = _annotations(every)
-    for number, x in enumerate(annotations, 1):
-        x |= {"id": number, "image_id": ids[x["image_id"]], "category_id": x["category_id"] + 1}
+    named = [{"file_name": name} for name in files] or [{}] * len(truth)
+    images = zip(image_ids, sizes, named, strict=True)
     return {
-        "info": {"description": about},
-        "images": [{"id": i, "height": int(h), "width": int(w), **x} for i, (h, w), x in zip(ids, sizes, named, strict=True)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(class_names, 1)],
-        "annotations": annotations,
+        "images": [{"id": i, "height": int(h), "width": int(w), **x} for i, (h, w), x in images],
+        "categories": [{"id": k, "name": name} for k, name in zip(class_ids, class_names, strict=True)],
+        "annotations": [{"id": n, **x} for n, x in enumerate(_annotations(truth, image_ids, class_ids), 1)],
     }
 
 
-def _annotations(every: Sequence[Boxes]) -> list[dict[str, Any]]:
-    """All boxes as COCO's JSON has them, images and classes by their numbers."""
+def to_results(found: Sequence[Boxes], image_ids: Sequence[int | str], class_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The found boxes of images as COCO wants results: what pycocotools' `loadRes` reads beside `to_coco`."""
+    return [{k: x[k] for k in ("image_id", "category_id", "bbox", "score")} for x in _annotations(found, image_ids, class_ids)]
+
+
+def _annotations(
+    every: Sequence[Boxes], image_ids: Sequence[int | str] = (), class_ids: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """All boxes as COCO's JSON has them, images and classes by their ids, or else by their numbers."""
     rows = []
     for i, those in enumerate(every):
         boxes, kinds = _corner_and_sides(those["boxes"]), those["kinds"]
@@ -206,7 +206,8 @@ def _annotations(every: Sequence[Boxes]) -> list[dict[str, Any]]:
         for n, (box, kind, area) in enumerate(zip(boxes.tolist(), kinds.tolist(), np.asarray(areas).tolist(), strict=True)):
             crowd = int(those["crowd"][n]) if "crowd" in those else 0
             given = {"score": float(those["scores"][n])} if "scores" in those else {}
-            rows.append({"image_id": i, "category_id": kind, "bbox": box, "area": area, "iscrowd": crowd, **given})
+            ids = {"image_id": image_ids[i] if image_ids else i, "category_id": class_ids[kind] if class_ids else kind}
+            rows.append({**ids, "bbox": box, "area": area, "iscrowd": crowd, **given})
     return rows
 
 

@@ -22,6 +22,8 @@ from vit.training.evaluate import Trained
 from vit.weights.pretrained import Pretrained
 from vit.weights.source import load
 
+OF_CLASSES = {"kernel", "bias", "classify", "labels"}  # of a head: what other classes need anew
+
 
 def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, list[str]]:
     """The settings with what the weights say, the weights where they are needed, and a line on each thing decided.
@@ -109,22 +111,31 @@ def fitted(weights: Pretrained, data: dict[str, Any], shapes: dict[str, Any]) ->
     height, width = data["image_size"]
     old, new = patch_grid(weights.config, *weights.image_size), patch_grid(weights.config, height, width)
     if "pos_embed" in params and old != new:
-        table = params["pos_embed"]
-        before = table.shape[1] - old[0] * old[1]  # class token and the like
-        resized = resample_positions(jnp.asarray(table[:, before:]), old, new, weights.config.resample)
-        params["pos_embed"] = np.concatenate([table[:, :before], np.asarray(resized)], axis=1)
+        params["pos_embed"] = _resampled(params["pos_embed"], old, new, weights.config.resample)
         lines.append(f"positions resampled from {old[0]} x {old[1]} patches to {new[0]} x {new[1]}")
     if data["channels"] != weights.channels:
         first = "patch_embed/proj/kernel" if "patch_embed/proj/kernel" in params else "patch_embed/convs/0/kernel"
         params[first] = with_channels(params[first], weights.channels, data["channels"])
         how = "summed over" if data["channels"] == 1 else "repeated and scaled from"
         lines.append(f"the embedding of {data['channels']} channels is {how} the weights' {weights.channels}")
+    if "head/middle" in params and "head/middle" in shapes:  # YOLOS's positions between the blocks
+        params["head/middle"] = _resampled(params["head/middle"], old, new, weights.config.resample)
     old, new = ({path: x.shape for path, x in those.items() if path.startswith("head")} for those in (params, shapes))
     if weights.class_names == data["class_names"] and old == new:
         return params, [*lines, f"the head is kept: the same {len(data['class_names'])} classes"]
-    params = {path: x for path, x in params.items() if not path.startswith("head")}
+    body = {path: shape for path, shape in new.items() if path.split("/")[1] not in OF_CLASSES}
+    fits = bool(body) and all(old.get(path) == shape for path, shape in body.items())
+    params = {path: x for path, x in params.items() if path not in old or (fits and path in body)}
     theirs = f"{weights.classes} others" if weights.classes else "none"
-    return params, [*lines, f"the head begins anew, at zero: {len(data['class_names'])} classes, the weights know {theirs}"]
+    what = "the head is kept, but what tells classes begins anew" if fits else "the head begins anew, at zero"
+    return params, [*lines, f"{what}: {len(data['class_names'])} classes, the weights know {theirs}"]
+
+
+def _resampled(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], method: Any) -> np.ndarray:
+    """Positions (L, N, D) of patches, and of tokens that stand before them, for another grid."""
+    before = table.shape[1] - old[0] * old[1]
+    patches = [np.asarray(resample_positions(jnp.asarray(x[None, before:]), old, new, method)) for x in table]
+    return np.concatenate([table[:, :before], np.concatenate(patches)], axis=1)
 
 
 def with_channels(kernel: np.ndarray, old: int, new: int) -> np.ndarray:
