@@ -85,7 +85,7 @@ def times(repeats: int = 10) -> dict[str, Any]:
     boxes, logits = jnp.concatenate([middle - sides, middle + sides], axis=-1), rng.normal(-3, 2, (config.batch_size, N, 3))
     scores = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
     assign = jax.jit(jax.vmap(lambda b, s, t, k, c: assigned(b, s, where, reach, t, k, c, head.assigned)))
-    choose = jax.jit(jax.vmap(lambda b, c: chosen(b, c, head.overlap, 100)))
+    choose = jax.jit(jax.vmap(lambda b, c: chosen(b, c, head.overlap, 100, 100 * head.assigned)))
 
     def update() -> Any:
         held[0], metrics = step(held[0], batch)

@@ -134,7 +134,7 @@ def check(args: list[str]) -> None:
     wanted: Any = parse(args, defaults, "Look at a data set, and change nothing in it.")
     is_json = kind == "boxes" and Path(place).expanduser().is_file()
     data: Any = replace(wanted.data, **{"annotations" if is_json else "dir": place})
-    folder = report_labelled.place(place, wanted.out)
+    folder = report_labelled.place(place, wanted.out, wanted.data.dir)
     findings: Any = look.examine(data)
     leave.write(folder, findings)
     print("\n".join(look.told(findings)))

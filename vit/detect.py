@@ -121,7 +121,10 @@ def detect_contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         what = f"--augment.{changed[0] if changed else ''} changes an image without its boxes"
         yield changed, what, "0 for it; boxes move with flip, and with the data's scale and mosaic"
         if isinstance(config.task.head, DenseHead):
-            for stride in config.task.head.strides:
+            strides = config.task.head.strides
+            bad = not strides or len(set(strides)) < len(strides)
+            yield bad, f"--task.head.strides are {' '.join(map(str, strides)) or 'none'}", "one or more, each once"
+            for stride in strides:
                 small, large = sorted((config.model.patch, stride))
                 what = f"--task.head.strides {stride} doesn't fit patches of {config.model.patch}: no power of two lies between"
                 yield large % small or large // small & (large // small - 1), what, "the patch times or through powers of two"

@@ -115,6 +115,8 @@ XML, TXT, JSON = "Annotations/000.xml", "labels/train/000.txt", "instances_train
 TWICE = [{"id": i, "file_name": f"{i:03d}.jpg", "height": HEIGHT, "width": WIDTH} for i in (0, 0, 1)]
 PATHS = [{"id": i, "file_name": "000.jpg", "height": HEIGHT, "width": WIDTH} for i in (0, 1)]
 GONE = [{"id": n, "file_name": f"{n:03d}.jpg", "height": HEIGHT, "width": WIDTH} for n in (*range(6), 900)]
+HIGH = {**GONE[0], "height": 10**400}
+HALF = {**GONE[0], "file_name": "\ud800.jpg"}  # half of a character
 ENTITY = "<!DOCTYPE a [<!ENTITY b 'c'>]>" + xml(("cat", *BOX))
 
 _FAULTS: dict[str, Fault] = {
@@ -131,6 +133,8 @@ _FAULTS: dict[str, Fault] = {
                                 names=("cat", "dog")),
     "VOC object without name": flaw(voc(xml(("", *BOX))), "its class '' is not among the classes", f"{XML}, line 6"),
     "VOC cut off": flaw(voc(xml(("cat", *BOX))[:150]), "it is not XML: ", XML),
+    "VOC encoding": flaw(
+        voc(b"<?xml version='1.0' encoding='gbk'?><annotation></annotation>"), "in the encoding that it names", XML),
     "VOC entities": flaw(voc(ENTITY), "it defines entities, in line 1", XML),
     "VOC without image": flaw({**voc(), "JPEGImages/000.jpg": None}, "this XML has no image", XML),
     "VOC listed without XML": flaw(voc(train="000\n001\n900\n"), "'900' has no XML", "train.txt, line 3"),
@@ -159,7 +163,9 @@ _FAULTS: dict[str, Fault] = {
     "YOLO labels of two": flaw({**yolo(), "images/train/000.png": image(kind="png")}, "are those of", "train/000.png"),
     "YOLO names and nc": Fault(yolo(yaml=YAML + "nc: 3\n"), "nc is '3', and there are 2 names", "data.yaml, line 4"),
     "YOLO names of names": Fault(yolo(yaml="names:\n  a: cat\n"), "its names are not by numbers", "data.yaml, line 1"),
-    "YOLO names open": Fault(yolo(yaml="names: [cat, dog\n"), "bracket is not closed", "data.yaml, line 1"),
+    "YOLO names one word": Fault(yolo(yaml="names: cat\n"), "its names are no list of names", "data.yaml, line 1"),
+    "YOLO names nested": Fault(yolo(yaml="train: x\nnames: [[cat]]\n"), "the value of names is nested", "data.yaml, line 2"),
+    "YOLO names open": Fault(yolo(yaml="names: [cat, dog\n"), "this is not YAML", "data.yaml, line 2"),
     "YOLO folder that isn't there": Fault(
         yolo(yaml=YAML.replace("images/val", "nowhere")), "val is 'nowhere', which isn't there", "data.yaml, line 3"),
     "YOLO splits that share": Fault(
@@ -183,6 +189,8 @@ _FAULTS: dict[str, Fault] = {
     "COCO of no image": flaw(coco(image_id=900), "annotation 0 is of image 900, which is not among", f"{JSON}, line "),
     "COCO image twice": flaw(coco({"images": TWICE}), "two images have this id", f"{JSON}, image 0, line "),
     "COCO file twice": flaw(coco({"images": PATHS}), "is named twice", f"{JSON}, image 1"),
+    "COCO image of endless height": flaw(coco({"images": [HIGH, *TWICE[2:]]}), "image has no id", f"{JSON}, image 0"),
+    "COCO name that is none": flaw(coco({"images": [HALF, *TWICE[2:]]}), "isn't there", f"{JSON}, image 0, line "),
     "COCO image missing": flaw(coco({"images": GONE}), "'900.jpg' isn't there", f"{JSON}, image 900, line "),
     "COCO image without size": flaw(coco({"images": [{"id": 0, "file_name": "000.jpg"}, *TWICE[2:]]}),
                                     "this image has no id, file_name, height and width", f"{JSON}, image 0, line "),

@@ -19,7 +19,7 @@ from vit.data.batches import Batches, once
 from vit.data.boxcrop import jittered, mosaic, rows
 from vit.data.boxes import BoxImages
 from vit.data.boxforms import Boxes, turned, wrong
-from vit.data.boxset import listing
+from vit.data.boxset import has_boxes, listing
 from vit.data.boxvoc import BadXml, parse
 from vit.data.coco import lines_of
 from vit.data.decode import upright
@@ -127,6 +127,31 @@ def test_voc_names_of_ones_own_order(tmp_path):
     assert source[0]["label"].tolist() == [2, 1]
 
 
+def test_voc_of_other_hands(tmp_path):
+    """Endings in capitals, masks beside the images, and a slip of no area, which says nothing of where counting begins."""
+    files = {}
+    for split, n in parts():
+        files |= {f"images/{split}/{n}.jpg": PICTURES[n], f"trimaps/{split}/{n}.png": image(n)}
+        boxes = ("cat", 3, 5, 12, 20), ("dog", 2, 2, 9, 9), *([("dog", 0, 0, 0, 0)] if n == 1 else [])
+        files[f"xmls/{split}/{n}.XML"] = xml(*boxes, filename="renamed.jpg")
+    source = BoxImages(config(write(tmp_path, files), bad_boxes="drop"), "train")
+    assert source.listing.form == "VOC's XML, boxes from 1"
+    assert all(name.startswith("images") for name in source.listing.names)
+    np.testing.assert_allclose(own(source[0]), VOC_BOXES, atol=1e-3)
+    assert [p.what for p in source.listing.problems] == []
+
+
+@pytest.mark.parametrize("name", ["Annotations/000.xml", "labels/train/000.txt"])
+def test_links_that_lead_nowhere(tmp_path, name):
+    root = write(tmp_path / "set", voc() if name.endswith("xml") else yolo())
+    (root / name).unlink()
+    (root / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="it is a link that leads nowhere") as told:
+        BoxImages(config(root), "train")
+    assert told.value.where == str(root / name)
+    assert len(BoxImages(config(root, bad_boxes="drop"), "train")) >= 5
+
+
 def test_xml_that_expands_is_refused():
     bomb = "<!DOCTYPE a [<!ENTITY b 'x'><!ENTITY c '&b;&b;'>]><annotation><filename>&c;</filename></annotation>"
     with pytest.raises(BadXml, match="defines entities"):
@@ -145,6 +170,23 @@ def test_xml_that_expands_is_refused():
 )  # fmt: skip
 def test_yolo(tmp_path, yaml):
     the_same(write(tmp_path, yolo(yaml=yaml)), YOLO_BOXES, "YOLO's TXT with data.yaml")
+
+
+def test_yolo_from_windows_by_links(tmp_path):
+    """Byte order marks, line ends, and folders of images that lie elsewhere."""
+    text = b"\xef\xbb\xbf0 0.5 0.5 0.25 0.5\r\n1 0.2 0.25 0.2 0.5\r\n"
+    files = {name: text if name.endswith(".txt") else x for name, x in yolo(yaml=None).items()} | {"classes.txt": "cat\ndog\n"}
+    root = write(tmp_path / "set", files)
+    the_same(root, YOLO_BOXES, "YOLO's TXT")
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    write(root, {"data.yaml": YAML})
+    the_same(root, YOLO_BOXES, "YOLO's TXT with data.yaml")
+
+
+def test_a_yaml_of_something_else(tmp_path):
+    files = {f"{kind}/{n}.jpg": image(n) for n, kind in enumerate(("cat", "dog"))}
+    assert not has_boxes(str(write(tmp_path, {**files, "params.yaml": "train:\n  lr: 1\n"})))
 
 
 def test_yolo_as_roboflow_has_it(tmp_path):
@@ -187,13 +229,12 @@ def test_yolo_without_names_polygons_and_images_without_boxes(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a: b # c", "b"), ("a: 'b # c'", "b # c"), ('a: "b\\"c"', 'b"c'), ("a: b#c", "b#c"), ("a: [x, 'y, z']", ["x", "y, z"]),
-     ("a:\n- 1: 2\n- 3", ["1: 2", "3"]), ("a: {x: 1, 'y': z}", {"x": "1", "y": "z"}), ("a:", ""), ("a: it's", "it's"),
-     ("a:\n  b: 1\n  c: 'd''e'", {"b": "1", "c": "d'e"}), ("a: []", []), ("'a': [\n b,\n c,\n]", ["b", "c"]),
-     ("a: ['b''c']", ["b'c"])],
+    [("a: b # c", "b"), ('a: "b\\"\\u00e9"', 'b"é'), ("a: [x, 'y, z']", ["x", "y, z"]),
+     ("a: {x: 1, 'y': z}", {"x": "1", "y": "z"}), ("a:", ""), ("a:\n- 1\n- ox", ["1", "ox"]), ("a:\n  0: 1\n  1: 'd''e'", {"0": "1", "1": "d'e"}), ("a: []", [])],
 )  # fmt: skip
 def test_yaml(tmp_path, text, value):
-    (tmp_path / "data.yaml").write_text(f"x: 1\n{text}\nz: 2\n")
+    others = "skeleton: [[0, 1]]\naug:\n  deep: [1, {x: y}]\n"  # which nobody asks for
+    (tmp_path / "data.yaml").write_text(f"x: 1\n{text}\nz: 2\n{others}", encoding="utf-8-sig")
     found = boxyaml.read(tmp_path / "data.yaml")
     assert found["a"] == (value, 2)
     assert found["z"].content == "2"

@@ -10,7 +10,7 @@ from tests.models.test_vit import dot_and_convolution_flops
 from vit.config import DenseHead, ViTConfig
 from vit.models.detector import Detector, detector_flops, places
 from vit.models.vit import ViT, merge, split
-from vit.models.windows import Windowed
+from vit.models.windows import Windowed, saved_flops
 
 SMALL = ViTConfig(patch=8, width=16, depth=3, heads=2, mlp=32, pool="mean")
 HEAD = DenseHead(width=8, strides=(4, 8, 16), convs=1)
@@ -128,3 +128,17 @@ def test_a_window_as_large_as_the_image_changes_nothing():
     images = jax.random.normal(jax.random.key(1), (1, 40, 56, 3))
     np.testing.assert_array_equal(run(windowed(7), images)[1]["tokens"], run(windowed(0), images)[1]["tokens"])
     assert windowed(0, global_blocks=2).whole == {1, 2}
+
+
+@pytest.mark.parametrize("size", [(40, 56), (32, 32), (16, 16)])
+def test_flops_that_windows_save(size):
+    counts = [dot_and_convolution_flops(windowed(n, size=size), jnp.zeros((1, *size, 3))) for n in (0, 2)]
+    assert saved_flops(TOKENS, 2, 1, size) == counts[0] - counts[1]
+    assert saved_flops(TOKENS, 0, 1, size) == 0
+
+
+def test_what_windows_cannot_show_is_refused():
+    model, images = windowed(2), jnp.zeros((1, 40, 56, 3))
+    with pytest.raises(ValueError, match="windows have no mask"):
+        model(images, attention=True)
+    model(images[:, :16, :16], attention=True)  # no larger than a window

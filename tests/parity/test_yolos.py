@@ -33,7 +33,8 @@ PLAIN = {
     "num_labels": 2, "use_mid_position_embeddings": False, "qkv_bias": False, "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-5,
 }  # fmt: skip
-SIZES = {"middle": [(64, 96), (48, 128)], "plain": [(32, 32), (56, 24)]}
+OBLONG = {**PLAIN, "image_size": (36, 53)}  # whole patches alone count, as in YOLOS-Ti of 800 x 1333
+SIZES = {"middle": [(64, 96), (48, 128)], "plain": [(32, 32), (56, 24)], "oblong": [(32, 48), (56, 24)]}
 
 
 def theirs(settings: dict[str, Any]) -> Any:
@@ -56,7 +57,7 @@ def as_ours(boxes: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_classes_and_boxes_agree(name: str, tmp_path: Path):
-    model = theirs({"middle": MIDDLE, "plain": PLAIN}[name])
+    model = theirs({"middle": MIDDLE, "plain": PLAIN, "oblong": OBLONG}[name])
     model.save_pretrained(tmp_path)
     w = load(str(tmp_path))
     for size in SIZES[name]:

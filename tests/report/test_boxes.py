@@ -11,6 +11,7 @@ from tests.report.test_scores import ODD, assert_drawn
 from vit.config import NOBODY, AugmentConfig, Config, DetectionConfig, ScenesData
 from vit.data.augment import make_prepare
 from vit.report import boxes, counts, curves, detection, page, scores
+from vit.report.draw import row
 from vit.report.masks import palette
 from vit.tasks import boxscores
 
@@ -152,6 +153,13 @@ def test_a_validations_picture(tmp_path, asked):
     assert [int(row.truth.image[0, 0, 0]) for row in rows] == [0, 1, 2]
     assert title.startswith(f"mine val, AP {figures['ap']:.2%}")
     assert not asked
+
+
+def test_rows_are_those_of_their_images():
+    """Images that were skipped have no row."""
+    source = type("Source", (list,), {"ids": np.array([3, 5, 8, 9])})("abcd")
+    assert [row(source, np.array([3, 8, 9]), i) for i in range(3)] == ["a", "c", "d"]
+    assert row(["a", "b"], np.array([7, 9]), 1) == "b"
 
 
 def test_arrays_hold_every_box():

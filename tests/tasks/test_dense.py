@@ -100,13 +100,29 @@ def test_loss_falls_with_better_boxes_and_scores_and_is_finite_without_boxes():
 def test_chosen_boxes():
     boxes = jnp.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.49], [0.5, 0.5, 1.2, 1.2], [-0.5, 0, 0.5, 0.5]])
     logits = jnp.array([[2.0, -9], [1, -9], [-9, 0], [-9, 3]])
-    choose = jax.jit(chosen, static_argnums=(2, 3))
-    found, scores, kinds = choose(boxes, logits, 0.6, 5)
+    choose = jax.jit(chosen, static_argnums=(2, 3, 4))
+    found, scores, kinds = choose(boxes, logits, 0.6, 5, 300)
     assert kinds.shape == scores.shape == (5,)
     real = np.asarray(scores) > 0.01
     np.testing.assert_array_equal(kinds[real], [1, 0, 1])  # the second is covered by the first, of its class
     np.testing.assert_allclose(scores[real], jax.nn.sigmoid(jnp.array([3.0, 2.0, 0.0])), rtol=1e-6)
     np.testing.assert_array_equal(found[real], [[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
-    found, scores, _ = choose(boxes, logits, 0.6, 20)  # more than there can be
+    found, scores, _ = choose(boxes, logits, 0.6, 20, 300)  # more than there can be
     assert found.shape == (20, 4)
     assert (np.asarray(scores[8:]) == 0).all()
+
+
+def test_objects_with_many_answers_are_all_found():
+    """Ten places answer for a box in training, so ten times as many boxes as are asked for go through NMS."""
+    low = np.stack(np.meshgrid(np.arange(8), np.arange(8)), axis=-1).reshape(-1, 2) / 8
+    boxes = jnp.asarray(np.repeat(np.concatenate([low, low + 0.1], axis=1), 10, axis=0), jnp.float32)
+    logits = jnp.linspace(3, 1, 640)[:, None]
+    scores = chosen(boxes, logits, 0.6, 100, 1000)[1]
+    assert (np.asarray(scores) > 0).sum() == 64
+
+
+def test_a_box_of_which_nothing_lies_in_the_image_is_none():
+    boxes = jnp.array([[1.0, 0.2, 1.3, 0.5], [0.2, -0.5, 0.4, 0.0], [0.9, 0.9, 1.1, 1.1]])
+    found, scores, _ = chosen(boxes, jnp.array([[3.0], [2.0], [1.0]]), 0.6, 3, 9)
+    assert (np.asarray(scores) > 0).tolist() == [True, False, False]
+    np.testing.assert_allclose(found[0], [0.9, 0.9, 1, 1], rtol=1e-6)

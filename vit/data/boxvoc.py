@@ -19,6 +19,7 @@ from vit.data.maskforms import File, sorted_out, walked
 from vit.data.masklists import base_of, lines_of, lists_in
 
 LISTS = "ImageSets/Main"
+OTHERS = "mask", "unused"  # pixels that are no images
 SIDES = "xmin", "ymin", "xmax", "ymax"
 FIX = "give xmin, ymin, xmax and ymax in pixels, or remove the object"
 
@@ -41,10 +42,10 @@ def find(root: Path, names: tuple[str, ...]) -> Sheet | None:
     """The images that XML files are of; None where there are none. The classes are `names`, or those that objects have."""
     base = base_of(root, LISTS)
     files = [sorted_out(name) for name in walked(base, {*ENDINGS, ".xml"})]
-    annotated = [file for file in files if file.name.endswith(".xml") and _is_annotation(base / file.name)]
+    annotated = [file for file in files if _is_xml(file) and _is_annotation(base / file.name)]
     if not annotated:
         return None
-    return _Reader(base, annotated, [file for file in files if not file.name.endswith(".xml")], names).sheet()
+    return _Reader(base, annotated, [file for file in files if not _is_xml(file) and file.role not in OTHERS], names).sheet()
 
 
 def has_xml(root: Path) -> bool:
@@ -52,10 +53,14 @@ def has_xml(root: Path) -> bool:
     return any(_is_annotation(root / name) for name in walked(root, {".xml"}))
 
 
+def _is_xml(file: File) -> bool:
+    return file.name.lower().endswith(".xml")
+
+
 def _is_annotation(path: Path) -> bool:
     """Whether it begins as an annotation, or lies where such do."""
-    if path.parent.name.lower() == "annotations":
-        return True
+    if path.parent.name.lower() == "annotations" or not path.is_file():
+        return path.parent.name.lower() == "annotations"
     with path.open("rb") as file:
         return b"<annotation" in file.read(2**11)
 
@@ -92,6 +97,10 @@ def parse(content: bytes) -> Annotation:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         raise BadXml(f"it is not XML: {expat.ErrorString(error.code)}, in line {error.lineno}") from error
+    except BadXml:
+        raise
+    except (ValueError, LookupError) as error:
+        raise BadXml(f"it can't be read in the encoding that it names: {error}") from error
     width, height = (_whole(head.get(f"size/{name}", "")) for name in ("width", "height"))
     found.size, found.filename = (height, width) if height and width else None, head.get("filename", "")
     return found
@@ -130,7 +139,7 @@ class _Reader:
         else:
             self._rest({entry.image for entry in entries})
         objects = [o for entry in entries for o in entry.content.objects]
-        from_0 = any(0 <= number(o, side) < 1 for o in objects for side in SIDES[:2])
+        from_0 = any(0 <= number(o, side) < 1 for o in objects if _has_area(o) for side in SIDES[:2])
         made.form += f", boxes from {0 if from_0 else 1}"
         names = self.given or tuple(sorted({o["name"] for o in objects if o.get("name")}))
         made.names = dict(enumerate(names))
@@ -180,6 +189,9 @@ class _Reader:
                 content = parse((self.root / file.name).read_bytes())
             except BadXml as error:
                 self.made.flaw(str(error), where, "mend the file, or remove it")
+                continue
+            except FileNotFoundError:
+                self.made.flaw("it is a link that leads nowhere", where, "mend the link, or remove it")
                 continue
             image = self._image(file, content)
             if not image:
@@ -239,6 +251,12 @@ class _Reader:
             corners = y0 / height, x0 / width, y1 / height, x1 / width
             rows.append(Row(corners, numbers[name], told, where, fields.get("difficult", "").lower() in ("1", "true")))
         return rows
+
+
+def _has_area(fields: dict[str, str]) -> bool:
+    """Whether the box of an object ends behind its start; others say nothing of where a tool begins to count."""
+    x0, y0, x1, y1 = (number(fields, side) for side in SIDES)
+    return x0 < x1 and y0 < y1
 
 
 def number(fields: dict[str, str], side: str) -> float:

@@ -21,6 +21,7 @@ from vit.errors import UserError
 
 FIX = "give class, centre x, centre y, width and height, as shares of the image's"
 BEGINS = re.compile(rb"\s*\d+(\.0+)?(\s+[-+.\deE]+){4,}\s*(\r?\n|$)")
+BOM = b"\xef\xbb\xbf"
 OTHERS = {*legend.NAMES, "readme.txt", "notes.txt", *(f"{name}.txt" for name in SPLIT_NAMES)}
 
 
@@ -69,8 +70,10 @@ def has_labels(root: Path) -> bool:
 
 
 def _start(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
     with path.open("rb") as file:
-        return file.read(2**12).lstrip()
+        return file.read(2**12).removeprefix(BOM).lstrip()
 
 
 def find(root: Path, names: tuple[str, ...]) -> Sheet | None:
@@ -156,7 +159,7 @@ def _place(root: Path, base: str, value: str) -> Path | None:
     parts = [part for part in f"{base}/{value}".replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for i in range(len(parts)):
         path = root.joinpath(*parts[i:])
-        if path.exists() and path.resolve().is_relative_to(root.resolve()):
+        if path.exists():
             return path
     return None if parts else root
 
@@ -173,10 +176,12 @@ def _by_list(path: Path, beside: Path, here: Here, made: Sheet) -> Iterator[str]
 
 def _names(root: Path, yaml: Path | None, told: dict[str, boxyaml.Value], labels: _Labels) -> dict[int, str]:
     """The names of the classes, by data.yaml or classes.txt; {} where there are none."""
-    if yaml is not None and "names" in told:
+    if yaml is not None and "names" in told and told["names"].content != "":
         content, line = told["names"]
         where = f"{shown(str(yaml))}, line {line}"
-        pairs = content.items() if isinstance(content, dict) else enumerate([content] if isinstance(content, str) else content)
+        if isinstance(content, str) or not all(content.values() if isinstance(content, dict) else content):
+            raise UserError("its names are no list of names", where, "give names as a list, or as 0: cat")
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
         names = {int(n): name for n, name in pairs if str(n).isdecimal() and len(str(n)) < 9}
         if isinstance(content, dict) and len(names) < len(content):
             raise UserError("its names are not by numbers", where, "give names as 0: cat, or as a list")
@@ -194,7 +199,8 @@ def _names(root: Path, yaml: Path | None, told: dict[str, boxyaml.Value], labels
 
 
 def _lines(root: Path, name: str) -> Iterator[tuple[int, list[bytes]]]:
-    for n, line in enumerate((root / name).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+    path = root / name
+    for n, line in enumerate(path.read_bytes().removeprefix(BOM).splitlines() if path.is_file() else (), 1):
         if parts := line.split():
             yield n, parts
 
@@ -211,6 +217,8 @@ def _class(text: bytes) -> int | None:
 
 
 def _rows(root: Path, name: str, made: Sheet) -> Iterator[Row]:
+    if not (root / name).is_file():
+        made.flaw("it is a link that leads nowhere", shown(str(root / name)), "mend the link, or remove it")
     for n, parts in _lines(root, name):
         where, told = f"{shown(str(root / name))}, line {n}", b" ".join(parts).decode("utf-8", "backslashreplace")
         kind = _class(parts[0])

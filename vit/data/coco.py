@@ -191,7 +191,13 @@ class Reader:
             for category in content["categories"]:
                 number, name = category.get("id"), category.get("name")
                 thing = bool(category.get("isthing", True))
-                if not isinstance(number, int) or not 0 <= number < NO_ID - 1 or not isinstance(name, str) or not name:
+                if (
+                    not isinstance(number, int)
+                    or not 0 <= number < NO_ID - 1
+                    or not isinstance(name, str)
+                    or not name
+                    or shown(name) != name
+                ):
                     what = f"a category needs an id from 0 on and a name, this one has {quoted(number)} and {quoted(name)}"
                     raise UserError(what, shown(str(path)), "mend its categories")
                 if categories.setdefault(number, (name, thing)) != (name, thing):
@@ -227,7 +233,11 @@ class Reader:
         for image in content["images"]:
             key, name, size = image.get("id"), image.get("file_name"), (image.get("height"), image.get("width"))
             at = f"{where}, image {quoted(key)}"
-            if not isinstance(name, str) or not isinstance(key, int | str) or not all(type(n) is int and n > 0 for n in size):
+            if (
+                not isinstance(name, str)
+                or not isinstance(key, int | str)
+                or not all(type(n) is int and 0 < n < 2**31 for n in size)
+            ):
                 what = "this image has no id, file_name, height and width"
                 self.tell(what, at + self.line(path, image), "mend the entry")
                 continue

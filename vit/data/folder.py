@@ -126,8 +126,11 @@ def listing(config: FolderData) -> Listing:
 
 
 def shown(text: str) -> str:
-    """A file's name for people: bytes that aren't UTF-8 as escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    """A file's name for people: bytes that aren't UTF-8, and halves of characters that a JSON may hold, as escapes."""
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 # ---- class folders ----

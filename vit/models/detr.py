@@ -121,7 +121,7 @@ class Decoder(nnx.Module):
         self.tokens_norm, self.norm = LayerNorm(D, **shared), LayerNorm(D, **shared)
         self.place = Chain((2 * D, D, D), **shared)
         self.layers = nnx.List([Layer(config, **shared) for _ in range(head.layers)])
-        self.move = Chain((D, D, D, 4), last=nnx.initializers.zeros, **shared)
+        self.move = Chain((D, D, D, 4), last=nnx.initializers.zeros, exact=True, **shared)
         rare = nnx.initializers.constant(-math.log((1 - RARE) / RARE))
         self.classify = Linear(D, classes, kernel_init=xavier, bias_init=rare, dtype=jnp.float32, rngs=rngs)
 
@@ -237,16 +237,12 @@ class Attend(nnx.Module):
 
 
 class Chain(nnx.Module):
-    """Linear maps with a ReLU between each and the next."""
+    """Linear maps with a ReLU between each and the next; with `exact` the last one's results are float32."""
 
-    def __init__(self, widths: tuple[int, ...], *, last: Any = xavier, dtype: DTypeLike, rngs: nnx.Rngs):
-        inits = [xavier] * (len(widths) - 2) + [last]
-        self.layers = nnx.List(
-            [
-                Linear(i, o, kernel_init=init, dtype=dtype, rngs=rngs)
-                for i, o, init in zip(widths, widths[1:], inits, strict=False)
-            ]
-        )
+    def __init__(self, widths: tuple[int, ...], *, last: Any = xavier, exact: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+        kinds: list[Any] = [(xavier, dtype)] * (len(widths) - 2) + [(last, jnp.float32 if exact else dtype)]
+        every = zip(widths, widths[1:], kinds, strict=False)
+        self.layers = nnx.List([Linear(i, o, kernel_init=init, dtype=kind, rngs=rngs) for i, o, (init, kind) in every])
 
     def __call__(self, x: Float[Array, "*batch Din"]) -> Float[Array, "*batch Dout"]:
         """Each token on its own."""

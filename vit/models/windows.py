@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vit.config import ViTConfig
 from vit.models.layers import Keys, Mask
-from vit.models.vit import ViT
+from vit.models.vit import ViT, patch_grid, prefix_tokens
 
 
 class Windowed(ViT):
@@ -38,8 +38,7 @@ class Windowed(ViT):
     ):
         super().__init__(config, image_size=image_size, channels=channels, classes=0, rngs=rngs)
         self.window = window
-        whole = np.ceil(np.linspace(0, config.depth, min(global_blocks, config.depth) + 1))[1:] - 1
-        self.whole = {int(i) for i in whole}
+        self.whole = whole_blocks(config.depth, global_blocks)
 
     def through(
         self,
@@ -51,9 +50,14 @@ class Windowed(ViT):
         attention: bool,
         rotate: Callable[[Array], Array] | None,
     ) -> tuple[Float[Array, "B N D"], Any]:
-        """Block i, in windows unless it is one of those that see everything, or the image is no larger than a window."""
+        """Block i, in windows unless it is one of those that see everything, or the image is no larger than a window.
+
+        Raises `ValueError` where a mask, or attention over the whole image, is asked for of windows.
+        """
         n = self.window
-        if not n or i in self.whole or max(grid) <= n or mask is not None or attention:
+        if n and max(grid) > n and (mask is not None or attention):
+            raise ValueError("windows have no mask, and no attention over the whole image")
+        if not n or i in self.whole or max(grid) <= n:
             return super().through(i, x, grid, keys, mask, attention, rotate)
         P, (h, w), (B, _, D) = self.prefix, grid, x.shape
         rows, columns = -(-h // n), -(-w // n)
@@ -73,3 +77,23 @@ class Windowed(ViT):
         first, y = y[:, :P].reshape(B, count, P, D).mean(axis=1), y[:, P:]
         y = y.reshape(B, rows, columns, n, n, D).swapaxes(2, 3).reshape(B, rows * n, columns * n, D)[:, :h, :w]
         return jnp.concatenate([first, y.reshape(B, h * w, D)], axis=1), None
+
+
+def whole_blocks(depth: int, global_blocks: int) -> set[int]:
+    """The blocks that see everything, evenly spread, the last among them."""
+    count = min(global_blocks, depth)
+    return {int(i) for i in np.ceil(np.linspace(0, depth, count + 1))[1:] - 1}
+
+
+def saved_flops(config: ViTConfig, window: int, global_blocks: int, image_size: tuple[int, int]) -> int:
+    """Operations that windows save of an image's forward pass (a multiply-add counts as two)."""
+    (h, w), P = patch_grid(config, *image_size), prefix_tokens(config)[0]
+    if not window or max(h, w) <= window:
+        return 0
+
+    def block(tokens: int, count: int) -> int:
+        matrices = 3 if config.activation == "swiglu" else 2
+        return count * tokens * config.width * (4 * config.width + matrices * config.mlp + 2 * tokens)
+
+    each = block(h * w + P, 1) - block(window**2 + P, -(-h // window) * -(-w // window))
+    return 2 * (config.depth - len(whole_blocks(config.depth, global_blocks))) * each

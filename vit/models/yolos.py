@@ -107,8 +107,8 @@ class Head(nnx.Module):
         if head.middle:
             rows = (config.depth - 1, Q + tokens, D)
             self.middle = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, rows))
-        self.classify = Chain((D, D, D, classes + 1), **shared)
-        self.box = Chain((D, D, D, 4), **shared)
+        self.classify = Chain((D, D, D, classes + 1), exact=True, **shared)
+        self.box = Chain((D, D, D, 4), exact=True, **shared)
 
     def __call__(self, queries: Float[Array, "B Q D"]) -> Prediction:
         """A box is found by its centre, height and width."""

@@ -20,13 +20,18 @@ from vit.training.storage import write_atomically
 FILES = "classes.png, sizes.png, bad_files.csv, duplicates.csv, problems.csv"
 
 
-def place(data: str, out: str) -> Path:
-    """The folder for the findings, `check-NAME` unless another is wanted. Raises `UserError` if it lies in the data set."""
+def place(data: str, out: str, *others: str) -> Path:
+    """The folder for the findings, `check-NAME` unless another is wanted. Raises `UserError` if it lies in the data set.
+
+    `data` is a folder, or a file of annotations in one; the set may have `others` besides.
+    """
     root = Path(data).expanduser()
     name = root.resolve().stem if root.exists() else data.rstrip("/").rpartition("/")[2]
     folder = Path(out).expanduser() if out else Path(f"check-{shown(name) or 'images'}")
-    home = (root.parent if root.is_file() else root).resolve()
-    if root.exists() and folder.resolve().is_relative_to(home):
+    file = root.resolve() if root.is_file() else None
+    home = root.resolve() if file is None else file.parent.parent if file.parent.name == "annotations" else file.parent
+    homes = [home, *(Path(other).expanduser().resolve() for other in others if other)]
+    if root.exists() and any(folder.resolve().is_relative_to(home) for home in homes):
         what = "the findings would lie in the data set, where nothing is ever changed"
         raise UserError(what, shown(str(folder)), "give another folder: --out FOLDER")
     if folder.exists() and not folder.is_dir():

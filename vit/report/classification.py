@@ -9,6 +9,7 @@ from vit.config import Config
 from vit.data.batches import Batches
 from vit.data.sources import labels
 from vit.report import attention, counts, pictures, scores
+from vit.report.draw import row
 
 SHOWN = 24  # examples in a picture
 
@@ -37,7 +38,9 @@ def validation(run: Any, task: Any, seen: dict[str, Any], source: Any, title: st
     first = np.arange(min(SHOWN, len(examples["label"])))
     probabilities, truth = task.probabilities(examples["outputs"][first]), examples["label"][first]
     title = f"{title}, top-1 {figures['top1']:.2%}: first examples (✓ right, → wrong; how sure)"
-    pictures.predictions(run / "val_predictions.png", _images(source, first), truth, probabilities, task.class_names, title)
+    pictures.predictions(
+        run / "val_predictions.png", _images(source, examples["id"], first), truth, probabilities, task.class_names, title
+    )
     attention.picture(run / "attention.png", seen["watched"], task.class_names)
 
 
@@ -54,7 +57,7 @@ def evaluation(run: Any, task: Any, examples: dict[str, np.ndarray], figures: di
     losses = scores.losses(probabilities, truth)
     worst = scores.worst(losses, SHOWN)
     told = f"{title}: the examples with the highest loss (✓ right, → wrong)"
-    chosen = _images(source, worst), truth[worst], probabilities[worst], task.class_names, told, losses[worst]
+    chosen = _images(source, examples["id"], worst), truth[worst], probabilities[worst], task.class_names, told, losses[worst]
     pictures.predictions(run / "top_losses.png", *chosen)
 
 
@@ -74,5 +77,5 @@ def lines(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"class {name}", f"{score:.2%}"
 
 
-def _images(source: Any, places: Iterable[int]) -> list[np.ndarray]:
-    return [source[int(i)]["image"] for i in places]
+def _images(source: Any, ids: Iterable[int], places: Iterable[int]) -> list[np.ndarray]:
+    return [row(source, ids, i)["image"] for i in places]

@@ -16,7 +16,7 @@ from vit.data.batches import Batches
 from vit.data.boxes import BoxImages
 from vit.report import boxes, counts, scores
 from vit.report.curves import COLOURS
-from vit.report.draw import INK, PALE, heading, save, text
+from vit.report.draw import INK, PALE, heading, row, save, text
 from vit.tasks import boxscores
 from vit.training.state import example_keys
 from vit.training.storage import write_atomically
@@ -140,7 +140,8 @@ def _rows(
 ) -> None:
     those = []
     for i in map(int, places):
-        truth, found, example = examples["truth"][i], boxscores.above(examples["found"][i], threshold), source[i]
+        truth, found = examples["truth"][i], boxscores.above(examples["found"][i], threshold)
+        example = row(source, examples["id"], i)
         h, w = example["content"]
         image, shrunk = example["image"][:h, :w], np.tile(np.array([h, w]) / examples["size"][i], 2)
         pair, ignored = boxscores.verdict(truth, found)

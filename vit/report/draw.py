@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -110,3 +110,9 @@ def png(figure: Figure) -> bytes:
 def save(figure: Figure, path: Any) -> None:
     """Write the figure as a PNG file, whole or not at all."""
     write_atomically(path, png(figure))
+
+
+def row(source: Any, ids: Sequence[int] | Int[np.ndarray, "N"], i: int) -> dict[str, Any]:
+    """What a source has of row i of an evaluation, in which bad images that were skipped have no row."""
+    known = getattr(source, "ids", None)
+    return source[int(i) if known is None else int(np.searchsorted(known, ids[i]))]

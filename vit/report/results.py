@@ -32,7 +32,7 @@ OF_TASK: dict[type, ModuleType] = {
 def write(run: Any, model: Trained, figures: dict[str, Any], examples: dict[str, np.ndarray], source: Any) -> None:
     """Write all files of an evaluation into the run's folder and print the table.
 
-    Row i of the `examples` belongs to `source[i]`, which is asked only for the few images that are drawn.
+    The source is asked only for the few images that are drawn.
     """
     own, npz = OF_TASK[type(model.task)], io.BytesIO()
     np.savez_compressed(npz, **own.arrays(model.task, examples))

@@ -13,6 +13,7 @@ from vit.config import Config
 from vit.data.augment import to_pixels
 from vit.data.batches import Batches
 from vit.report import counts, masks, scores
+from vit.report.draw import row
 from vit.report.masks import VOID
 from vit.tasks.segmentation import confusion
 from vit.training.state import example_keys
@@ -94,7 +95,7 @@ def _rows(path: Any, examples: dict[str, np.ndarray], places: Iterable[int], sou
     those = []
     for i in map(int, places):
         truth, predicted = decoded(examples["truth"][i]), decoded(examples["predicted"][i])
-        example = source[i]
+        example = row(source, examples["id"], i)
         h, w = example["content"]
         image = cv2.resize(example["image"][:h, :w], truth.shape[::-1]).reshape(*truth.shape, -1)
         those.append(masks.Row(image, truth, predicted, f"IoU {examples['iou'][i]:.1%}"))

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vit.config import NOBODY, DenseHead
-from vit.models.boxes import centred, iou, nms, paired_giou
+from vit.models.boxes import area, centred, iou, nms, paired_giou
 
 SCORE, FIT = 0.5, 6.0  # exponents of score and overlap in how well a place fits a box
-MOST = 300  # boxes that NMS looks at
 
 
 class Assigned(NamedTuple):
@@ -77,7 +76,8 @@ def loss(
     found = assigned(still, scores, where, reach, truth, label, crowd, head.assigned)
     target = found.fit[:, None] * (jnp.arange(classes.shape[1]) == label[found.box][:, None])
     total = jnp.maximum(found.fit.sum(), 1.0)
-    # |target - score|^2 as weight (arXiv 2006.04388): what is right already, nearly all of the background, counts little.
+    # |target - score|^2, held fixed, as weight (after arXiv 2006.04388): what is right already, nearly all of the background,
+    # counts little.
     nll = jnp.maximum(classes, 0) - classes * target + jnp.log1p(jnp.exp(-jnp.abs(classes)))
     cross = jnp.sum((target - scores) ** 2 * nll * found.counts[:, None])
     fits = jnp.sum(found.fit * (1 - paired_giou(boxes, truth[found.box])))
@@ -85,12 +85,16 @@ def loss(
 
 
 def chosen(
-    boxes: Float[Array, "N 4"], classes: Float[Array, "N K"], overlap: float, found: int
+    boxes: Float[Array, "N 4"], classes: Float[Array, "N K"], overlap: float, found: int, among: int
 ) -> tuple[Float[Array, "F 4"], Float[Array, "F"], Int[Array, "F"]]:
-    """The best boxes of an image after NMS, with scores and classes, best first; a score of 0 stands for no box."""
+    """The best boxes of an image after NMS among so many, with scores and classes, best first; a score of 0 stands for no box.
+
+    Each place may give a box of every class. Boxes of which nothing lies in the image are none.
+    """
     K = classes.shape[1]
-    scores, at = jax.lax.top_k(jax.nn.sigmoid(classes).reshape(-1), min(MOST, classes.size))
+    scores, at = jax.lax.top_k(jax.nn.sigmoid(classes).reshape(-1), min(among, classes.size))
     kinds, boxes = at % K, jnp.clip(boxes[at // K], 0, 1)
+    scores = jnp.where(area(boxes) > 0, scores, 0)
     scores = jnp.where(nms(boxes, scores, kinds, overlap), scores, 0)
     scores, best = jax.lax.top_k(scores, min(found, len(scores)))
     spare = found - len(best)

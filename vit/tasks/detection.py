@@ -19,6 +19,7 @@ from vit.config import NOBODY, DenseHead, DetectionConfig, DetrHead, ViTConfig
 from vit.models.detector import Detector, detector_flops, places
 from vit.models.detr import Detr, detr_flops
 from vit.models.layers import Keys
+from vit.models.windows import saved_flops
 from vit.models.yolos import Yolos, yolos_flops
 from vit.tasks import boxscores, dense, queries
 
@@ -59,7 +60,8 @@ class Detection:
     def flops(self) -> int:
         """Operations of one image's forward pass."""
         kinds = {"DenseHead": detector_flops, "DetrHead": detr_flops, "YolosHead": yolos_flops}
-        return kinds[type(self.head).__name__](self.model, self.head, **self.shape)
+        every = kinds[type(self.head).__name__](self.model, self.head, **self.shape)
+        return every - saved_flops(self.model, self.config.window, self.config.global_blocks, self.shape["image_size"])
 
     def loss(self, model: Any, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """The head's loss of each example."""
@@ -81,7 +83,8 @@ class Detection:
         result, found = model(batch["image"])[0], self.config.found
         if not isinstance(self.head, DenseHead):
             return queries.query_outputs(result, self.head, found)
-        best = jax.vmap(lambda boxes, classes: dense.chosen(boxes, classes, self.head.overlap, found))
+        among = found * self.head.assigned  # in training so many places answer for a box
+        best = jax.vmap(lambda boxes, classes: dense.chosen(boxes, classes, self.head.overlap, found, among))
         return dict(zip(("boxes", "scores", "kinds"), best(result["boxes"], result["classes"]), strict=True))
 
     def metrics(self, predicted: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> Sums:

@@ -39,7 +39,7 @@ def write(w: Pretrained, layout: str, out: Path) -> list[str]:
         w = learned(w)
     lines = [f"{w.source}: {note}" for note in w.notes]
     if w.head is not None:
-        lines.append("only the backbone is written: no other layout has the head of a segmentation")
+        lines.append("only the backbone is written: no other layout has the head of a segmentation or detection")
         bare = {path: x for path, x in w.params.items() if not path.startswith("head")}
         w = w._replace(params=bare, classes=0, class_names=[], head=None)
     if layout == "npz":

@@ -18,7 +18,8 @@ def load_run(folder: Any) -> Pretrained:
     """
     run = open_run(folder, "last")
     data, pixels = run.meta["data"], run.meta["preprocessing"]
-    height, width = data["image_size"]
+    (height, width), window = data["image_size"], getattr(run.config.task, "window", 0)
+    notes = [f"its blocks attended in windows of {window} x {window} tokens"] if window else []
     return Pretrained(
         params=run.params,
         config=run.config.model,
@@ -29,6 +30,6 @@ def load_run(folder: Any) -> Pretrained:
         mean=tuple(pixels["mean"]),
         std=tuple(pixels["std"]),
         source=f"{folder}, step {run.step}",
-        notes=run.warnings,
+        notes=[*run.warnings, *notes],
         head=getattr(run.config.task, "head", None),
     )

@@ -124,7 +124,7 @@ def fitted(weights: Pretrained, data: dict[str, Any], shapes: dict[str, Any]) ->
     if weights.class_names == data["class_names"] and old == new:
         return params, [*lines, f"the head is kept: the same {len(data['class_names'])} classes"]
     body = {path: shape for path, shape in new.items() if path.split("/")[1] not in OF_CLASSES}
-    fits = bool(body) and all(old.get(path) == shape for path, shape in body.items())
+    fits = bool(body) and body == {path: shape for path, shape in old.items() if path.split("/")[1] not in OF_CLASSES}
     params = {path: x for path, x in params.items() if path not in old or (fits and path in body)}
     theirs = f"{weights.classes} others" if weights.classes else "none"
     what = "the head is kept, but what tells classes begins anew" if fits else "the head begins anew, at zero"

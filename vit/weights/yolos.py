@@ -50,6 +50,7 @@ def understand(found: Found) -> tuple[ViTConfig, Table, dict[str, Any], list[str
         if len(set(patch)) != 1:
             raise UserError(f"patches of {patch} aren't square", found.where, "give a model with square patches")
         patch = patch[0]
+    sides = tuple(side // patch * patch for side in sides)  # as transformers has it: YOLOS-Ti says 800 x 1333
     config = ViTConfig(
         patch=patch,
         width=told["hidden_size"],
