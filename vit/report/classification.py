@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from vit.config import Config
 from vit.data.batches import Batches
@@ -77,5 +78,5 @@ def lines(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"class {name}", f"{score:.2%}"
 
 
-def _images(source: Any, ids: Iterable[int], places: Iterable[int]) -> list[np.ndarray]:
+def _images(source: Any, ids: Int[np.ndarray, "_"], places: Iterable[int]) -> list[np.ndarray]:
     return [row(source, ids, i)["image"] for i in places]
