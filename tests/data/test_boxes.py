@@ -230,7 +230,8 @@ def test_yolo_without_names_polygons_and_images_without_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("a: b # c", "b"), ('a: "b\\"\\u00e9"', 'b"é'), ("a: [x, 'y, z']", ["x", "y, z"]),
-     ("a: {x: 1, 'y': z}", {"x": "1", "y": "z"}), ("a:", ""), ("a:\n- 1\n- ox", ["1", "ox"]), ("a:\n  0: 1\n  1: 'd''e'", {"0": "1", "1": "d'e"}),
+     ("a: {x: 1, 'y': z}", {"x": "1", "y": "z"}), ("a:", ""), ("a:\n- 1\n- ox", ["1", "ox"]),
+     ("a:\n  0: 1\n  1: 'd''e'", {"0": "1", "1": "d'e"}),
      ("a: []", [])],
 )  # fmt: skip
 def test_yaml(tmp_path, text, value):
