@@ -115,4 +115,4 @@ def save(figure: Figure, path: Any) -> None:
 def row(source: Any, ids: Sequence[int] | Int[np.ndarray, "N"], i: int) -> dict[str, Any]:
     """What a source has of row i of an evaluation, in which bad images that were skipped have no row."""
     known = getattr(source, "ids", None)
-    return source[int(i) if known is None else int(np.searchsorted(known, ids[i]))]
+    return source[int(i) if known is None else int(np.flatnonzero(np.asarray(known) == ids[i])[0])]
