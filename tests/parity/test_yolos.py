@@ -38,8 +38,13 @@ SIZES = {"middle": [(64, 96), (48, 128)], "plain": [(32, 32), (56, 24)], "oblong
 
 
 def theirs(settings: dict[str, Any]) -> Any:
-    """A model with random weights."""
-    return randomised(transformers.YolosForObjectDetection(transformers.YolosConfig(**settings)))
+    """A model with random weights, so large in the last layers that every token says something else."""
+    model = randomised(transformers.YolosForObjectDetection(transformers.YolosConfig(**settings)))
+    with torch.no_grad():
+        for last in (model.bbox_predictor, model.class_labels_classifier):
+            for x in last.parameters():
+                x *= 3 if x.ndim > 1 else 1
+    return model
 
 
 def ours(w: Pretrained) -> Any:
