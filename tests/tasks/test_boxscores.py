@@ -160,7 +160,7 @@ def plain_ap50(truth, found, kind):
     rows.sort(key=lambda row: -row[0])
     hits = np.cumsum([right for _, right in rows]) if rows else np.zeros(0)
     recall, precision = hits / total, hits / (1 + np.arange(len(hits)))
-    return np.mean([max(precision[recall >= r - 1e-12], default=0) for r in np.linspace(0, 1, 101)])
+    return np.mean([max(precision[recall >= r], default=0) for r in np.linspace(0, 1, 101)])
 
 
 @settings(max_examples=40, deadline=None)
