@@ -44,7 +44,8 @@ def recipe() -> Config:
 
 def described(config: Config, classes: int) -> dict[str, Any]:
     """What a source says of itself."""
-    names, size = [str(k) for k in range(classes)], list(config.data.size)  # type: ignore[union-attr]
+    data: Any = config.data
+    names, size = [str(k) for k in range(classes)], list(data.size)
     return {"dataset": "made up", "class_names": names, "image_size": size, "channels": 3, "view": "padded", "boxes": True}
 
 
@@ -77,7 +78,8 @@ def times(repeats: int = 10) -> dict[str, Any]:
     pairs = [pair(rng) for _ in range(config.batch_size)]
     batch = {name: jnp.asarray(x) for name, x in batch_of(config, pairs).items()}
     step, held = make_train_step(task, make_prepare(config.data, config.augment), config), [init_state(task.build, config)]
-    size, head = config.data.size, task.head  # type: ignore[union-attr]
+    data: Any = config.data
+    size, head = data.size, task.head
     where, reach = places(size, head.strides)
     where, reach = where / np.float32(size), reach[:, None] / np.float32(size)
     N = len(where)

@@ -186,7 +186,8 @@ def test_yolo_from_windows_by_links(tmp_path):
 
 def test_a_yaml_of_something_else(tmp_path):
     files = {f"{kind}/{n}.jpg": image(n) for n, kind in enumerate(("cat", "dog"))}
-    assert not has_boxes(str(write(tmp_path, {**files, "params.yaml": "train:\n  lr: 1\n"})))
+    others = {"params.yaml": "train:\n  lr: 1\n", "annotations/style.xml": "<style/>"}
+    assert not has_boxes(str(write(tmp_path, {**files, **others})))
 
 
 def test_yolo_as_roboflow_has_it(tmp_path):

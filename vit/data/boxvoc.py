@@ -50,7 +50,7 @@ def find(root: Path, names: tuple[str, ...]) -> Sheet | None:
 
 def has_xml(root: Path) -> bool:
     """Whether an XML of VOC's lies in a folder."""
-    return any(_is_annotation(root / name) for name in walked(root, {".xml"}))
+    return any(_begins_as_one(root / name) for name in walked(root, {".xml"}))
 
 
 def _is_xml(file: File) -> bool:
@@ -58,9 +58,13 @@ def _is_xml(file: File) -> bool:
 
 
 def _is_annotation(path: Path) -> bool:
-    """Whether it begins as an annotation, or lies where such do."""
-    if path.parent.name.lower() == "annotations" or not path.is_file():
-        return path.parent.name.lower() == "annotations"
+    """Whether it begins as an annotation, or lies where such do, where it may be damaged."""
+    return path.parent.name.lower() == "annotations" or _begins_as_one(path)
+
+
+def _begins_as_one(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return b"<annotation" in file.read(2**11)
 

@@ -9,7 +9,7 @@ Images go through the decoder, the view and the normalisation that `eval.py` sen
 from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,21 +21,13 @@ from vit.data.augment import make_prepare
 from vit.data.batches import read_ahead
 from vit.data.decode import BadImage
 from vit.data.maskcrop import viewed
-from vit.deploy.images import check_size, listed, pixels
-from vit.deploy.predict import all_good, bytes_of_an_image, everywhere, fitting, grouped, shape
+from vit.deploy.images import Shown, check_size, listed, pixels
+from vit.deploy.predict import all_good, batch_by_batch, bytes_of_an_image, everywhere, fitting
 from vit.models.vit import Params, merge
 from vit.tasks import boxscores
 from vit.tasks.detection import own_pixels
 from vit.training.evaluate import Trained
 from vit.training.sharding import collect, make_mesh, place
-
-
-class Shown(NamedTuple):
-    """An image as the model is to see it, with the height and width that it takes there, and its own."""
-
-    image: UInt8[np.ndarray, "h w C"]
-    content: tuple[int, int]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,16 +109,8 @@ class BoxPredictor:
         Args:
           images: as for `predict`, one by one; any iterable, without end if you like.
         """
-        most, size, running = self.batch_size(), 0, None
-        for group in grouped(read_ahead(self._read, images, most + 8), most):
-            good = [shown for _, shown in group if not isinstance(shown, BadImage)]
-            size = max(size, shape(len(good), most, self._mesh))
-            started = group, self._begin(good, size) if good else None
-            if running:
-                yield from self._finish(*running)
-            running = started
-        if running:
-            yield from self._finish(*running)
+        most = self.batch_size()
+        yield from batch_by_batch(read_ahead(self._read, images, most + 8), most, self._mesh, self._begin, self._finish)
 
     def batch_size(self) -> int:
         """How many images go to the devices at once: the run's own batch, as in `eval.py`.

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,14 @@ from vit.data.folder import DEEPEST, ENDINGS
 from vit.errors import UserError
 
 FIX = "give files, folders, 'patterns*.jpg', or - for paths on stdin"
+
+
+class Shown(NamedTuple):
+    """An image as a model of masks or boxes is to see it, with the height and width that it takes there, and its own."""
+
+    image: UInt8[np.ndarray, "h w C"]
+    content: tuple[int, int]
+    size: tuple[int, int]
 
 
 def find(sources: Iterable[str], without: Path | None = None) -> Iterator[str]:

@@ -129,16 +129,9 @@ class Predictor:
           block: of which the attention of each head is asked for, and the rollout with it; negative numbers count from the
             last; None for neither.
         """
-        most, size, running = self.batch_size(block is not None), 0, None
-        for group in grouped(read_ahead(self._viewed, images, most + 8), most):
-            good = [view for _, view in group if not isinstance(view, BadImage)]
-            size = max(size, shape(len(good), most, self._mesh))
-            started = group, self._start(good, size, block) if good else None
-            if running:
-                yield from self._finish(*running)
-            running = started
-        if running:
-            yield from self._finish(*running)
+        most = self.batch_size(block is not None)
+        read = read_ahead(self._viewed, images, most + 8)
+        yield from batch_by_batch(read, most, self._mesh, lambda good, size: self._start(good, size, block), self._finish)
 
     def batch_size(self, attention: bool = False) -> int:
         """How many images go to the devices at once: the run's own batch, so that the numbers are bitwise `eval.py`'s.
@@ -210,6 +203,34 @@ def all_good(stream: Iterable[tuple[Any, Any]]) -> list[Any]:
             raise UserError(f"this image can't be read: {result}", where, "mend it, or leave it out") from result
         results.append(result)
     return results
+
+
+def batch_by_batch(
+    images: Iterable[tuple[Any, Any]],
+    most: int,
+    mesh: Mesh,
+    begin: Callable[[list[Any], int], Any],
+    finish: Callable[[list[tuple[Any, Any]], Any], Iterable[tuple[Any, Any]]],
+) -> Generator[tuple[Any, Any]]:
+    """What `finish` makes of each group of images and of what `begin` started for its good ones, while the next one runs.
+
+    Args:
+      images: each with its view, or with the `BadImage` that it is.
+      most: good images in a group.
+      mesh: of the devices.
+      begin: of the views of a group and the size of the batch; not called where there are none.
+      finish: of a group and what was begun for it, None for nothing.
+    """
+    size, running = 0, None
+    for group in grouped(images, most):
+        good = [view for _, view in group if not isinstance(view, BadImage)]
+        size = max(size, shape(len(good), most, mesh))
+        started = group, begin(good, size) if good else None
+        if running:
+            yield from finish(*running)
+        running = started
+    if running:
+        yield from finish(*running)
 
 
 def grouped(images: Iterable[tuple[Any, Any]], most: int) -> Generator[list[tuple[Any, Any]]]:

@@ -9,7 +9,7 @@ windows, as the run's data says.
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,14 @@ from vit.data.augment import make_prepare
 from vit.data.batches import read_ahead
 from vit.data.decode import BadImage
 from vit.data.maskcrop import viewed
-from vit.deploy.images import check_size, listed, pixels
-from vit.deploy.predict import all_good, bytes_of_an_image, everywhere, fitting, grouped, shape
+from vit.deploy.images import Shown, check_size, listed, pixels
+from vit.deploy.predict import all_good, batch_by_batch, bytes_of_an_image, everywhere, fitting
 from vit.models.vit import Params, merge
 from vit.training.evaluate import Trained
 from vit.training.sharding import make_mesh, place
 
 BAND = 2**22  # pixels that are counted or coloured at a time
 WASTE = 1.5  # times its own canvas's area on which an image is put rather than compile another
-
-
-class Shown(NamedTuple):
-    """An image as the model is to see it, with the height and width that it takes there, and its own."""
-
-    image: UInt8[np.ndarray, "h w C"]
-    content: tuple[int, int]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,18 +126,11 @@ class MaskPredictor:
         Args:
           images: as for `predict`, one by one; any iterable, without end if you like.
         """
-        sliding, size, running = self._as.view == "sliding", 0, None
+        sliding = self._as.view == "sliding"
         most = self._mesh.size if sliding else self.batch_size()
         begin: Callable[[list[Shown], int], Iterator[Any]] = self._slide if sliding else self._begin
-        for group in grouped(read_ahead(self._read, images, most + (1 if sliding else 8)), most):
-            good = [shown for _, shown in group if not isinstance(shown, BadImage)]
-            size = max(size, shape(len(good), most, self._mesh))
-            started = group, begin(good, size) if good else iter(())
-            if running:
-                yield from self._finish(*running)
-            running = started
-        if running:
-            yield from self._finish(*running)
+        read = read_ahead(self._read, images, most + (1 if sliding else 8))
+        yield from batch_by_batch(read, most, self._mesh, begin, self._finish)
 
     def batch_size(self) -> int:
         """How many images go to the devices at once, without sliding windows: the run's own batch, as in `eval.py`.
@@ -201,7 +186,7 @@ class MaskPredictor:
         for each, ids in zip(those, found, strict=False):
             yield ids[: each.size[0], : each.size[1]].copy()
 
-    def _finish(self, group: list[tuple[Any, Any]], masks: Iterator[Any]) -> Generator[tuple[Any, MaskPrediction | BadImage]]:
+    def _finish(self, group: list[tuple[Any, Any]], masks: Any) -> Generator[tuple[Any, MaskPrediction | BadImage]]:
         """The group's results, as the device has them."""
         for image, shown in group:
             yield image, shown if isinstance(shown, BadImage) else MaskPrediction(next(masks), self.class_names)
