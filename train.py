@@ -16,6 +16,7 @@ from pathlib import Path
 from vit.config import Config, to_json
 from vit.errors import Stopped, told_to_the_user
 from vit.flags import as_flags, parse_config
+from vit.training.memory import with_huge_pages
 from vit.training.stop import Stop
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.py"
@@ -127,6 +128,7 @@ def main(config: Config, stop: Stop) -> None:
 
 
 if __name__ == "__main__":
+    with_huge_pages()
     stop = Stop.listen()
     with told_to_the_user():
         config = parse_config(sys.argv[1:], DEFAULT)

@@ -44,6 +44,7 @@ SMALL = [
 def program_environment() -> dict[str, str]:
     """The environment of a program under test: the compilation cache, and no flags of the outer world."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as train.py sets it, or it would start itself anew and import all again
     return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 

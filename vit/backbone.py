@@ -76,8 +76,8 @@ class ViTConfig:
     """Dropout rate on the embeddings and inside each residual branch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the matmuls. Parameters, softmax, normalisation statistics and loss stay float32."""
-    fused: bool = False
-    """Attention through jax.nn.dot_product_attention, which GPUs and TPUs may fuse; slower on a CPU."""
+    remat: bool = False
+    """Compute each block once more in the backward pass instead of keeping what's inside it: less memory, a third more time."""
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "ViTConfig":

@@ -184,11 +184,13 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
-FREE = {"drop_path", "dropout", "dtype", "fused"}  # what pretrained weights leave open of a model's configuration
+FREE = {"drop_path", "dropout", "dtype", "remat"}  # what pretrained weights leave open of a model's configuration
+
+GONE = {"type", "fused"}  # in written configurations: the class's name, and what is no choice any more
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
-MAY_CHANGE |= {"fsdp", "distributed"}  # the same numbers but for rounding
+MAY_CHANGE |= {"fsdp", "distributed", "model.remat"}  # the same numbers but for rounding
 
 
 def fields(config: Any, prefix: str = "", where: str = "the configuration") -> dict[str, tuple[Any, Any]]:
@@ -272,7 +274,7 @@ def from_json(value: Any, where: str) -> Config:
         if not isinstance(node, dict):
             return node
         kind = str(node.get("type", ""))
-        rest = {key: build(item) for key, item in node.items() if key != "type"}
+        rest = {key: build(item) for key, item in node.items() if key not in GONE}
         odd = sorted(rest.keys() - {f.name for f in dataclasses.fields(known[kind])}) if kind in known else [kind]
         if odd:
             what = f"its configuration can't be read: this version knows no {odd[0]!r}"

@@ -13,71 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key
 
 from vit.config import ViTConfig
+from vit.models.attention import Mask as Mask
+from vit.models.attention import attend, attention_weights, heads_are_shared, spread
+from vit.models.attention import attention as attention
 
-Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
 Keys = Key[Array, "B"]
 
-# Two passes: flax's fast variance, E[x²] - E[x]², loses all digits of a token whose mean is large.
-LayerNorm = functools.partial(nnx.LayerNorm, use_fast_variance=False)
 xavier = nnx.initializers.xavier_uniform()
-LONG, AT_ONCE = 1024, 256  # tokens beyond which attention goes a few queries at a time, and how many
-
-
-def attention_weights(
-    q: Num[Array, "*batch Nq d"], k: Num[Array, "*batch Nk d"], mask: Mask | None = None
-) -> Float[Array, "*batch Nq Nk"]:
-    """softmax(QKᵀ/√d + mask) of "Attention Is All You Need" (arXiv 1706.03762), in float32.
-
-    `mask` broadcasts to the result: boolean (True or 1 may be attended to) or additive (-inf may not). A row that may
-    attend to nothing is all zeros, with zero gradient.
-    """
-    scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if mask is None:
-        return jax.nn.softmax(scores)
-    additive = jnp.issubdtype(mask.dtype, jnp.floating)
-    scores = scores + (mask.astype(jnp.float32) if additive else jnp.where(mask, 0.0, -jnp.inf))
-    # softmax of a row of -inf is NaN, and so is its gradient: give it zeros to work on, then hide the result.
-    nothing = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
-    return jnp.where(nothing, 0.0, jax.nn.softmax(jnp.where(nothing, 0.0, scores)))
-
-
-def attention(
-    q: Num[Array, "*batch Nq d"],
-    k: Num[Array, "*batch Nk d"],
-    v: Num[Array, "*batch Nk dv"],
-    mask: Mask | None = None,
-) -> Float[Array, "*batch Nq dv"]:
-    """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
-    v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
-    return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
-
-
-def long_attention(
-    q: Num[Array, "*batch Nq d"],
-    k: Num[Array, "*batch Nk d"],
-    v: Num[Array, "*batch Nk dv"],
-    mask: Mask | None = None,
-) -> Float[Array, "*batch Nq dv"]:
-    """The same as `attention`, a few queries at a time and once more in the backward pass: its memory is linear in the tokens.
-
-    The weights of 4,096 tokens would take 64 MB a head.
-    """
-    count = q.shape[-2]
-    parts = -(-count // AT_ONCE)
-    spare = parts * AT_ONCE - count
-
-    def cut(x: Array) -> Array:
-        """Parts of the queries in front."""
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, spare), (0, 0)])
-        return jnp.moveaxis(x.reshape(*x.shape[:-2], parts, AT_ONCE, x.shape[-1]), -3, 0)
-
-    some = jax.checkpoint(lambda part: attention(part[0], k, v, part[1] if len(part) > 1 else mask))
-    each = () if mask is None or mask.ndim < 2 or mask.shape[-2] == 1 else (cut(mask),)
-    y = jnp.moveaxis(jax.lax.map(some, (cut(q), *each)), 0, -3)
-    return y.reshape(*y.shape[:-3], parts * AT_ONCE, y.shape[-1])[..., :count, :]
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -110,6 +55,44 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Keys | None, whole: boo
     return jnp.where(kept, x / (1 - rate), 0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Float[Array, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float) -> Array:
+    """(x - mean) / standard deviation · scale + bias of each token (arXiv 1607.06450), in float32.
+
+    The variance in a second pass: E[x²] - E[x]², as flax has it, loses all digits of a token whose mean is large.
+    """
+    return _norm_forward(x, scale, bias, eps)[0]
+
+
+def _norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple[Array, ...]]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    centred = wide - mean
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    return centred * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _norm_backward(eps: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    """The gradients by hand, from what a token and two numbers tell: JAX by itself keeps three times as much."""
+    x, mean, inverse, scale = saved
+    unit, dunit = (x.astype(jnp.float32) - mean) * inverse, dy * scale
+    along, across = dunit.mean(axis=-1, keepdims=True), (dunit * unit).mean(axis=-1, keepdims=True)
+    tokens = tuple(range(dy.ndim - 1))
+    return (inverse * (dunit - along - unit * across)).astype(x.dtype), (dy * unit).sum(tokens), dy.sum(tokens)
+
+
+layer_norm.defvjp(_norm_forward, _norm_backward)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """`nnx.LayerNorm` through `layer_norm`."""
+
+    def __call__(self, x: Float[Array, "*batch D"], *, mask: None = None) -> Float[Array, "*batch D"]:
+        """Each token normalised."""
+        assert self.scale is not None and self.bias is not None
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+
+
 class Linear(nnx.Linear):
     """`nnx.Linear` on a matrix: XLA's CPU backward of a rank-3 product is several times slower."""
 
@@ -139,11 +122,10 @@ class SelfAttention(nnx.Module):
         bias: str = "qkv",
         norms: Collection[str] = (),
         eps: float = 1e-6,
-        fused: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.fused = heads, fused
+        self.heads = heads
         self.qkv = Linear(width, 3 * width, use_bias=bias == "qkv", kernel_init=_qkv_init, dtype=dtype, rngs=rngs)
         if bias == "qv":
             self.qv_bias = nnx.Param(jnp.zeros(2 * width))
@@ -165,23 +147,29 @@ class SelfAttention(nnx.Module):
         `rotate` turns queries and keys (B, h, N, d) by their places.
         """
         B, N, D = x.shape
-        qkv = self.qkv(x)
-        if hasattr(self, "qv_bias"):
-            bias = self.qv_bias[...].astype(qkv.dtype)
-            qkv = qkv + jnp.concatenate([bias[:D], jnp.zeros_like(bias[:D]), bias[D:]])
-        q, k, v = qkv.reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
+        q, k, v = self._by_heads(x.reshape(B * N, D)).reshape(B, N, 3, self.heads, D // self.heads).transpose(2, 0, 3, 1, 4)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         weights = attention_weights(q, k, mask) if with_weights else None
-        if self.fused and mask is None:  # with a mask, its rows that may attend to nothing would not be zeros
-            y = jax.nn.dot_product_attention(*(z.swapaxes(1, 2) for z in (q, k, v)))
-        else:
-            attend = attention if N <= LONG or with_weights else long_attention
-            y = attend(q, k, v, mask).swapaxes(1, 2)  # XLA computes parts shared with the weights once
-        y = y.reshape(B, N, D)
+        y = attend(q, k, v, mask).swapaxes(1, 2).reshape(B, N, D)  # XLA computes parts shared with the weights once
         return self.proj(self.norm(y) if hasattr(self, "norm") else y), weights
+
+    def _by_heads(self, x: Float[Array, "M D"]) -> Float[Array, "M 3 h d"]:
+        """Queries, keys and values of each token."""
+        D, dtype = x.shape[-1], self.qkv.dtype
+        shape = 3, self.heads, D // self.heads
+        if heads_are_shared():  # each device multiplies by its own heads' columns, which are not side by side
+            kernel = spread(self.qkv.kernel[...].reshape(D, *shape), None, None, "tensor", None)
+            qkv = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), 1)
+            qkv = qkv if self.qkv.bias is None else qkv + self.qkv.bias[...].astype(dtype).reshape(shape)
+        else:
+            qkv = self.qkv(x).reshape(-1, *shape)
+        if hasattr(self, "qv_bias"):
+            bias = self.qv_bias[...].astype(qkv.dtype)
+            qkv = qkv + jnp.concatenate([bias[:D], jnp.zeros_like(bias[:D]), bias[D:]]).reshape(shape)
+        return qkv
 
 
 class Mlp(nnx.Module):
@@ -224,7 +212,7 @@ class Block(nnx.Module):
         shared: Any = {"eps": config.eps, "dtype": dtype, "rngs": rngs}
         norms = ["qk"] * config.qk_norm + ["out"] * (config.inner_norm == "both")
         self.norm1 = LayerNorm(D, epsilon=config.eps, dtype=dtype, rngs=rngs)
-        self.attn = SelfAttention(D, config.heads, bias=config.qkv_bias, norms=norms, fused=config.fused, **shared)
+        self.attn = SelfAttention(D, config.heads, bias=config.qkv_bias, norms=norms, **shared)
         self.norm2 = LayerNorm(D, epsilon=config.eps, dtype=dtype, rngs=rngs)
         inner = config.inner_norm != "none"
         self.mlp = Mlp(D, config.mlp, activation=config.activation, norm=inner, rate=config.dropout, **shared)
@@ -249,6 +237,27 @@ class Block(nnx.Module):
         return x, weights
 
 
+def recomputed(block: nnx.Module, x: Float[Array, "B N D"], *rest: Any) -> Float[Array, "B N D"]:
+    """block(x, *rest)[0], of which nothing is kept for the backward pass but x: there it is computed once more.
+
+    What `jax.checkpoint` does. But its barrier, which keeps the second pass from being done along with the first, is gone when
+    XLA's CPU compiler orders the work, and nothing is saved: here the second pass needs a number of the gradient, zero.
+    """
+    graph, params = nnx.split(block)
+
+    @jax.custom_vjp
+    def run(params: Any, x: Array) -> Array:
+        return nnx.merge(graph, params)(x, *rest)[0]
+
+    def backward(saved: tuple[Any, Array], dy: Array) -> tuple[Any, Array]:
+        params, x = saved
+        zero = jnp.minimum(jnp.abs(dy.ravel()[0]), 0)
+        return jax.vjp(run.fun, params, x + zero)[1](dy)
+
+    run.defvjp(lambda params, x: (run.fun(params, x), (params, x)), backward)
+    return run(params, x)
+
+
 class PatchEmbed(nnx.Module):
     """Each P×P patch, flattened (row, column, channel) and mapped linearly to a token."""
 
@@ -264,6 +273,25 @@ class PatchEmbed(nnx.Module):
         return self.proj(patches.reshape(B, H // P, W // P, P * P * C))
 
 
+class Conv(nnx.Conv):
+    """`nnx.Conv` with padding to the same size; on a CPU the matrix product of its patches: XLA's own takes twice as long."""
+
+    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w Dout"]:
+        """The convolution, one output a stride."""
+        return jax.lax.platform_dependent(inputs, cpu=self._product, default=super().__call__)
+
+    def _product(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Dout"]:
+        kernel, stride = self.kernel[...].astype(self.dtype), self.strides
+        rows, columns, C, D = kernel.shape
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], (rows, columns), (stride, stride), "SAME")
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), *padding, (0, 0)))
+        h, w = ((n - k) // stride for n, k in zip(x.shape[1:3], (rows, columns), strict=True))  # the last one's place
+        ends = [(i, i + h * stride + 1, j, j + w * stride + 1) for i in range(rows) for j in range(columns)]
+        patches = jnp.concatenate([x[:, i:down:stride, j:right:stride] for i, down, j, right in ends], axis=-1)
+        y = patches.reshape(-1, rows * columns * C) @ kernel.reshape(-1, D) + self.bias[...].astype(self.dtype)
+        return y.reshape(*patches.shape[:3], D)
+
+
 class ConvStem(nnx.Module):
     """Strided convolutions (3x3 at stride 2) in place of the patch embedding (arXiv 2106.14881).
 
@@ -274,7 +302,7 @@ class ConvStem(nnx.Module):
     def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.convs = nnx.List(
             [
-                nnx.Conv(i, o, (kernel, kernel), stride, padding="SAME", kernel_init=xavier, dtype=dtype, rngs=rngs)
+                Conv(i, o, (kernel, kernel), stride, padding="SAME", kernel_init=xavier, dtype=dtype, rngs=rngs)
                 for i, o, kernel, stride in conv_layout(patch, channels, width)
             ]
         )

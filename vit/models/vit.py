@@ -24,6 +24,7 @@ from vit.models.layers import (
     conv_layout,
     dropout,
     fold_in,
+    recomputed,
     xavier,
 )
 from vit.models.positions import resample_positions, rotation, sincos_positions
@@ -146,6 +147,8 @@ class ViT(nnx.Module):
         rotate: Callable[[Array], Array] | None,
     ) -> tuple[Float[Array, "B N D"], Any]:
         """Block i; a subclass may cut the patches, `grid` of them behind the other tokens, into windows before."""
+        if self.config.remat and not attention and mask is None:
+            return recomputed(self.blocks[i], x, keys, mask, attention, rotate), None
         return self.blocks[i](x, keys, mask, attention, rotate)
 
     def embed(self, images: Float[Array, "B H W C"], keys: Keys | None = None) -> Float[Array, "B N D"]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from vit.config import Config
 from vit.models.vit import Params, merge, split
 from vit.training import lora
+from vit.training.memory import give_back_after_compiling
 from vit.training.optim import ema_decay, learning_rate, optimizer
 from vit.training.trained import trained
 
@@ -55,6 +56,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
+    give_back_after_compiling()
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
     optim = optimizer(config.optim, config.clip, config.model)
 

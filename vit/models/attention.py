@@ -1,0 +1,150 @@
+"""Attention: the formula, its gradient, and which way of computing it a device and a length get.
+
+Glossary for shapes: N tokens (Nq queries, Nk keys), d and dv widths of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Num
+
+Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
+
+LONG, AT_ONCE = 1024, 256  # tokens beyond which attention goes a few queries at a time, and how many
+
+
+def attend(
+    q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk dv"], mask: Mask | None = None
+) -> Float[Array, "B h Nq dv"]:
+    """The same as `attention`, in the way that suits the device and the number of keys.
+
+    Up to `LONG` keys, and with a mask on an accelerator of any kind, XLA has it all: the matrices of weights are small. Longer
+    ones are never whole in memory: on a GPU cuDNN's kernel (16-bit numbers alone), on a TPU the Pallas kernel that JAX
+    ships, elsewhere a few queries at a time. The choice is made for the platform that a program is compiled for.
+    """
+    if k.shape[-2] <= LONG:
+        return attention(q, k, v, mask)
+    if mask is not None:
+        return long_attention(q, k, v, mask)
+    # cuDNN is looked for when the program is traced, so a machine without it can't even mention it.
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+        turned = (x.swapaxes(1, 2) for x in (q, k, v))
+        return jax.nn.dot_product_attention(*turned, implementation="cudnn").swapaxes(1, 2)
+    return jax.lax.platform_dependent(q, k, v, tpu=tpu_attention, default=long_attention)
+
+
+def attention_weights(
+    q: Num[Array, "*batch Nq d"], k: Num[Array, "*batch Nk d"], mask: Mask | None = None
+) -> Float[Array, "*batch Nq Nk"]:
+    """softmax(QKᵀ/√d + mask) of "Attention Is All You Need" (arXiv 1706.03762), in float32.
+
+    `mask` broadcasts to the result: boolean (True or 1 may be attended to) or additive (-inf may not). A row that may
+    attend to nothing is all zeros, with zero gradient.
+    """
+    scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if mask is None:
+        return jax.nn.softmax(scores)
+    additive = jnp.issubdtype(mask.dtype, jnp.floating)
+    scores = scores + (mask.astype(jnp.float32) if additive else jnp.where(mask, 0.0, -jnp.inf))
+    # softmax of a row of -inf is NaN, and so is its gradient: give it zeros to work on, then hide the result.
+    nothing = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
+    return jnp.where(nothing, 0.0, jax.nn.softmax(jnp.where(nothing, 0.0, scores)))
+
+
+def attention(
+    q: Num[Array, "*batch Nq d"],
+    k: Num[Array, "*batch Nk d"],
+    v: Num[Array, "*batch Nk dv"],
+    mask: Mask | None = None,
+) -> Float[Array, "*batch Nq dv"]:
+    """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
+    v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
+    if mask is None:
+        return _unmasked(q, k, v)
+    return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
+
+
+@jax.custom_vjp
+def _unmasked(q: Array, k: Array, v: Array) -> Array:
+    return _forward(q, k, v)[0]
+
+
+def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    weights = attention_weights(q, k).astype(v.dtype)
+    y = jnp.matmul(weights, v)
+    return y, (q, k, v, weights, y)
+
+
+def _backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    """The gradients by hand: a row's sum of weights · their gradients is its y · dy, of dv numbers instead of Nk.
+
+    Left to itself JAX goes through the (Nq, Nk) matrices twice more (docs/decisions/0018).
+    """
+    q, k, v, weights, y = saved
+    total = jnp.sum(y.astype(jnp.float32) * dy, axis=-1, keepdims=True)
+    dscores = weights * (jnp.matmul(dy, v.mT, preferred_element_type=jnp.float32) - total)
+    dscores = (dscores * q.shape[-1] ** -0.5).astype(q.dtype)
+    return jnp.matmul(dscores, k), jnp.matmul(dscores.mT, q), jnp.matmul(weights.mT, dy)
+
+
+_unmasked.defvjp(_forward, _backward)
+
+
+def long_attention(
+    q: Num[Array, "*batch Nq d"],
+    k: Num[Array, "*batch Nk d"],
+    v: Num[Array, "*batch Nk dv"],
+    mask: Mask | None = None,
+) -> Float[Array, "*batch Nq dv"]:
+    """The same as `attention`, a few queries at a time and once more in the backward pass: its memory is linear in the tokens.
+
+    The weights of 4,096 tokens would take 64 MB a head.
+    """
+    count = q.shape[-2]
+    parts = -(-count // AT_ONCE)
+    spare = parts * AT_ONCE - count
+
+    def cut(x: Array) -> Array:
+        """Parts of the queries in front."""
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, spare), (0, 0)])
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], parts, AT_ONCE, x.shape[-1]), -3, 0)
+
+    some = jax.checkpoint(lambda part: attention(part[0], k, v, part[1] if len(part) > 1 else mask))
+    each = () if mask is None or mask.ndim < 2 or mask.shape[-2] == 1 else (cut(mask),)
+    y = jnp.moveaxis(jax.lax.map(some, (cut(q), *each)), 0, -3)
+    return y.reshape(*y.shape[:-3], parts * AT_ONCE, y.shape[-1])[..., :count, :]
+
+
+def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:
+    """The same as `attention`, by the flash attention that JAX ships for TPUs (arXiv 2205.14135).
+
+    Its blocks are of 128 tokens: what is added at the end belongs to another segment, which no real token attends to. XLA can't
+    cut a kernel over devices by itself, so it's told how: examples over `data`, heads over `tensor`.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % 128), (0, 0)))
+
+    def kernel(q: Array, k: Array, v: Array) -> Array:
+        real = [(jnp.arange(n + -n % 128) < n).astype(jnp.int32) for n in (q.shape[2], k.shape[2])]
+        segments = flash.SegmentIds(*(jnp.broadcast_to(x, (len(q), len(x))) for x in real))
+        y = flash.flash_attention(*map(padded, (q, k, v)), segment_ids=segments, sm_scale=q.shape[-1] ** -0.5)
+        return y[:, :, : q.shape[2]]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(q, k, v)
+    spec = PartitionSpec("data", "tensor")
+    return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+
+
+def heads_are_shared() -> bool:
+    """Whether the mesh that is set gives several devices to each example: its axis `tensor` goes over the heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["tensor"] > 1
+
+
+def spread(x: Array, *axes: str | None) -> Array:
+    """The same array, of which is said over which axes of the mesh that is set it is cut."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
