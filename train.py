@@ -42,7 +42,7 @@ def main(config: Config, stop: Stop) -> None:
     from vit.weights import start
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
-    mesh, run = make_mesh(), storage.open_folder(config.workdir)
+    mesh, run = make_mesh(tensor=config.tensor), storage.open_folder(config.workdir)
     config, weights, notes = start.settle(config, run)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")

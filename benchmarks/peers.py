@@ -1,4 +1,4 @@
-"""The peers of benchmarks/step.py and benchmarks/cifar_speedrun.py: the same Vision Transformer in PyTorch, by others' hands too.
+"""The peers of benchmarks/step.py and benchmarks/cifar_speedrun.py: the same ViT in PyTorch, by others' hands too.
 
 Plain PyTorch (modules and `scaled_dot_product_attention`), timm's VisionTransformer and transformers' ViT, all of one
 `ViTConfig`: same sizes, stem, tokens and pooling (transformers reads its class token where ours takes the mean).

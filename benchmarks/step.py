@@ -32,7 +32,17 @@ MODELS = {
     "cifar10_cpu, 32 px": (ViTConfig(patch=4, width=128, depth=6, heads=4, mlp=256, stem="conv", pool="mean"), 32, 128),
     "S/16, 224 px": (ViTConfig.variant("S/16"), 224, 8),
 }
-TRAIN = ["matmul (XLA)", "matmul (torch)", "vit", "vit, remat", "torch", "torch, compiled", "timm", "timm, compiled", "transformers"]
+TRAIN = [
+    "matmul (XLA)",
+    "matmul (torch)",
+    "vit",
+    "vit, remat",
+    "torch",
+    "torch, compiled",
+    "timm",
+    "timm, compiled",
+    "transformers",
+]
 FORWARD = ["vit", "torch", "torch, compiled", "timm", "transformers", "onnxruntime"]
 CLASSES, SECONDS = 10, 3.0
 
@@ -182,7 +192,9 @@ class Process:
     def __init__(self, name: str, model: str, mode: str):
         command = [sys.executable, __file__, "--contender", name, "--models", model, "--mode", mode]
         env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py sets it; for all, it helps who it helps
-        self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        self.pipe = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
         self.seconds: list[float] = []  # the median of each round
         self.ready = self._answer()["ready"]
         self.turn(1)
@@ -225,7 +237,11 @@ def measure(model: str, mode: str, rounds: int) -> dict[str, Any]:
         process.end()
         middle, quick, slow = statistics.median(process.seconds), min(process.seconds), max(process.seconds)
         done = (products if name.startswith("matmul") else work) / middle / 1e9
-        rows[name] = {"ms": round(1e3 * middle, 2), "spread": [round(1e3 * quick, 2), round(1e3 * slow, 2)], "gflops": round(done, 1)}
+        rows[name] = {
+            "ms": round(1e3 * middle, 2),
+            "spread": [round(1e3 * quick, 2), round(1e3 * slow, 2)],
+            "gflops": round(done, 1),
+        }
         if name.startswith("matmul"):
             limit = max(limit, done)
         else:
@@ -247,7 +263,12 @@ def present(name: str) -> bool:
 def table(found: dict[str, Any]) -> str:
     """One measurement as a table in Markdown."""
     head = ["", "ms a step", "spread", "images/s", "GFLOP/s", "of the limit", "peak MB"]
-    lines = [f"**{found['model']}, batch {found['batch']}, {found['mode']}**", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [
+        f"**{found['model']}, batch {found['batch']}, {found['mode']}**",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
     for name, row in found["rows"].items():
         share = f"{row['of_limit']:.0%}" if "of_limit" in row else ""
         spread = "–".join(f"{x:.1f}" for x in row["spread"])

@@ -167,6 +167,8 @@ class Config:
     """Newest checkpoints kept, beside the best."""
     fsdp: bool = False
     """Spread parameters and optimiser state over the devices, instead of a copy on each."""
+    tensor: Count = 1
+    """Devices of a host that share each example, its heads and its MLPs (tensor parallel, arXiv 1909.08053)."""
     distributed: bool = False
     """One of several processes, one a host: call jax.distributed.initialize() first."""
     weights: str = ""
@@ -190,7 +192,7 @@ GONE = {"type", "fused"}  # in written configurations: the class's name, and wha
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
-MAY_CHANGE |= {"fsdp", "distributed", "model.remat"}  # the same numbers but for rounding
+MAY_CHANGE |= {"fsdp", "tensor", "distributed", "model.remat"}  # the same numbers but for rounding
 
 
 def fields(config: Any, prefix: str = "", where: str = "the configuration") -> dict[str, tuple[Any, Any]]:
@@ -238,6 +240,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         yield from _contradictions(config.model)
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
         yield config.batch_size % config.accumulate, what, "a batch size that --accumulate divides"
+        what = f"--tensor {config.tensor} devices can't share {config.model.heads} heads"
+        yield config.model.heads % config.tensor, what, "a number that divides --model.heads"
         sizes, until = config.schedule.sizes, config.schedule.until
         what = f"--schedule.sizes has {len(sizes)} values, --schedule.until {len(until)}"
         yield len(sizes) != len(until), what, "a share of the steps for each size"

@@ -19,7 +19,7 @@ from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.log import Log, read_metrics
 from vit.training.loop import Loop
-from vit.training.sharding import check_batch_size, collect, distribute, fsdp_spec, make_mesh, place, state_shardings
+from vit.training.sharding import check_batch_size, collect, distribute, make_mesh, place, spec, state_shardings
 from vit.training.state import init_state, make_train_step
 from vit.training.stop import Stop
 
@@ -34,8 +34,8 @@ CONFIG = Config(
 SOURCE = open_source(CONFIG.data, "train")
 
 
-def mesh_of(devices):
-    return make_mesh(jax.devices()[:devices])
+def mesh_of(devices, tensor=1):
+    return make_mesh(jax.devices()[:devices], tensor)
 
 
 def begin(config, mesh):
@@ -48,13 +48,13 @@ def begin(config, mesh):
 @functools.cache
 def train_step(config, devices):
     """Compiled once."""
-    task, like, _ = begin(config, mesh_of(devices))
+    task, like, _ = begin(config, mesh_of(devices, config.tensor))
     return make_train_step(task, make_prepare(config.data, config.augment), config, like)
 
 
 def train(config, devices, steps=100):
     """Losses of the steps, and the state after them."""
-    mesh = mesh_of(devices)
+    mesh = mesh_of(devices, config.tensor)
     _, like, state = begin(config, mesh)
     step, losses = train_step(config, devices), []
     for batch in itertools.islice(Batches(SOURCE, config.seed, config.batch_size).starting_at(0), steps):
@@ -75,9 +75,9 @@ def without_key_biases(params):
     return {path: np.delete(x, slice(D, 2 * D)) if path.endswith("qkv/bias") else x for path, x in params.items()}
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_a_hundred_steps_on_eight_devices_are_those_on_one(on_one, fsdp):
-    losses, state = train(dataclasses.replace(CONFIG, fsdp=fsdp), 8)
+@pytest.mark.parametrize("where", [{}, {"fsdp": True}, {"fsdp": True, "tensor": 2}, {"tensor": 4}], ids=str)
+def test_a_hundred_steps_on_eight_devices_are_those_on_one(on_one, where):
+    losses, state = train(dataclasses.replace(CONFIG, **where), 8)
     np.testing.assert_allclose(losses, on_one[0], rtol=1e-5)
     got, wanted = (without_key_biases(collect(s["params"])) for s in (state, on_one[1]))
     difference = np.sqrt(sum(np.square(got[path] - wanted[path]).sum() for path in wanted))
@@ -109,7 +109,8 @@ def test_what_fsdp_cuts():
     mesh = mesh_of(8)
     cuts = {(64, 192): (None, "data"), (192, 64): ("data", None), (10, 64): (None, "data"), (64, 10): ("data", None)}
     cuts |= {(1, 17, 24): (None, None, "data"), (64,): (), (): (), (7, 9): ()}
-    assert {shape: tuple(fsdp_spec(shape, mesh)) for shape in cuts} == cuts
+    assert {shape: tuple(spec("a/kernel", shape, mesh, True)) for shape in cuts} == cuts
+    assert {tuple(spec("a/kernel", shape, mesh, False)) for shape in cuts} == {()}
 
 
 def test_a_batch_that_the_devices_cannot_share():

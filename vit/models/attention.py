@@ -30,7 +30,9 @@ def attend(
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
         turned = (x.swapaxes(1, 2) for x in (q, k, v))
         return jax.nn.dot_product_attention(*turned, implementation="cudnn").swapaxes(1, 2)
-    return jax.lax.platform_dependent(q, k, v, tpu=tpu_attention, default=long_attention)
+    # XLA can't cut a kernel over devices that it isn't told of: evaluation on several goes without.
+    told = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.platform_dependent(q, k, v, tpu=tpu_attention if told else long_attention, default=long_attention)
 
 
 def attention_weights(
@@ -118,8 +120,8 @@ def long_attention(
 def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:
     """The same as `attention`, by the flash attention that JAX ships for TPUs (arXiv 2205.14135).
 
-    Its blocks are of 128 tokens: what is added at the end belongs to another segment, which no real token attends to. XLA can't
-    cut a kernel over devices by itself, so it's told how: examples over `data`, heads over `tensor`.
+    Its blocks are of 128 tokens: what is added at the end belongs to another segment, which no real token attends to. On
+    several devices examples go over the mesh's axis `data`, heads over `tensor`.
     """
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
@@ -133,7 +135,7 @@ def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[A
         return y[:, :, : q.shape[2]]
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.are_all_axes_manual:
         return kernel(q, k, v)
     spec = PartitionSpec("data", "tensor")
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)

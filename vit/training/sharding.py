@@ -1,12 +1,15 @@
 """Where arrays live: one mesh over all devices, batches split, parameters on each device or spread over them.
 
 A jitted function whose arguments carry these shardings runs unchanged on one CPU, several GPUs and a TPU pod: XLA adds
-the all-reduce of the gradients, and with FSDP the gathering of parameters (why not `pmap`: docs/decisions/0006).
+the all-reduce of the gradients, and with FSDP or tensor parallelism what else must travel (why not `pmap`:
+docs/decisions/0006).
 """
 
+import collections
 import functools
+import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +18,30 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit.errors import UserError
 
+T = TypeVar("T")
 
-def make_mesh(devices: list[Any] | None = None) -> Mesh:
-    """All devices (or those given) along one axis, `data`, host by host: so the hosts' parts in order are the batch."""
+
+def make_mesh(devices: list[Any] | None = None, tensor: int = 1) -> Mesh:
+    """All devices (or those given) as rows of `tensor` devices each: rows share the batch, the devices of a row each example.
+
+    The axes are called `data` and `tensor`. Rows go host by host, so that the hosts' parts in order are the batch.
+    Raises `UserError` if a host's devices don't make whole rows.
+    """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    here = collections.Counter(device.process_index for device in devices)
+    if any(count % tensor for count in here.values()):
+        what = f"--tensor {tensor} can't be made of the {min(here.values())} devices of a host"
+        raise UserError(what, "the command line", "give a number that divides them")
+    return Mesh(np.array(devices).reshape(-1, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise `UserError` if the devices can't share each microbatch evenly."""
-    if batch_size % (mesh.size * accumulate):
-        what = f"--batch-size {batch_size} can't be shared by {mesh.size} devices"
+    rows = mesh.shape["data"]
+    if batch_size % (rows * accumulate):
+        what = f"--batch-size {batch_size} can't be shared by {rows} devices"
         what += f" in {accumulate} microbatches" if accumulate > 1 else ""
-        fix = f"give a multiple of {mesh.size * accumulate} (devices × --accumulate)"
+        fix = f"give a multiple of {rows * accumulate} (devices × --accumulate)"
         raise UserError(what, "the command line", fix)
 
 
@@ -36,23 +50,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def fsdp_spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """FSDP (ZeRO-3, arXiv 1910.02054): matrices are cut along their longest side that the devices divide; vectors are not."""
-    axes = [i for i, n in enumerate(shape) if n % mesh.size == 0 and n > 1]
-    if len(shape) < 2 or not axes:
-        return PartitionSpec()
-    cut = max(axes, key=lambda i: shape[i])
-    return PartitionSpec(*("data" if i == cut else None for i in range(len(shape))))
+# Which side of a block's matrix the devices of a row share, after Megatron-LM (arXiv 1909.08053): the hidden values of the MLP and
+# the heads that the last matrix of attention reads. Queries, keys and values of a head aren't side by side in their matrix: it
+# is cut by rows, and put together by heads where it is used (`SelfAttention`).
+TENSOR = {r"attn/qkv/kernel$": 0, r"attn/proj/kernel$": 0, r"mlp/fc1/(kernel|bias)$": -1, r"mlp/fc2/kernel$": 0}
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
+    """How a parameter, or what the optimiser keeps of it, is cut.
+
+    Over `tensor` by the table above. With `fsdp` (ZeRO-3, arXiv 1910.02054) over `data` too: every matrix along its
+    longest side that is still whole and that the devices divide; vectors are not.
+    """
+    cut: list[str | None] = [None] * len(shape)
+    rows, tensor = mesh.shape["data"], mesh.shape["tensor"]
+    side = next((side for pattern, side in TENSOR.items() if re.search(rf"(^|/)blocks/.*{pattern}", path)), None)
+    if tensor > 1 and side is not None and shape and shape[side] % tensor == 0:
+        cut[side] = "tensor"
+    sides = [i for i, n in enumerate(shape) if cut[i] is None and n % rows == 0 and n > 1]
+    if fsdp and rows > 1 and len(shape) > 1 and sides:
+        cut[max(sides, key=lambda i: shape[i])] = "data"
+    return PartitionSpec(*cut) if any(cut) else PartitionSpec()
 
 
 def state_shardings(shapes: Any, mesh: Mesh, fsdp: bool) -> Any:
     """The shapes of a state → the same tree of shapes that know where they live."""
 
-    def located(x: Any) -> jax.ShapeDtypeStruct:
-        spec = fsdp_spec(x.shape, mesh) if fsdp else PartitionSpec()
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    def located(keys: tuple[Any, ...], x: Any) -> jax.ShapeDtypeStruct:
+        path = next((key.key for key in reversed(keys) if isinstance(key, jax.tree_util.DictKey)), "")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec(path, x.shape, mesh, fsdp)))
 
-    return jax.tree.map(located, shapes)
+    return jax.tree_util.tree_map_with_path(located, shapes)
+
+
+def on(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+    """The function; while it is traced, layers that must know the mesh (`vit.models.attention`) see it."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **named: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **named)
+
+    return inside
 
 
 def distribute(tree: Any, like: Any) -> Any:

@@ -19,6 +19,7 @@ from vit.models.vit import Params, merge, split
 from vit.training import lora
 from vit.training.memory import give_back_after_compiling
 from vit.training.optim import ema_decay, learning_rate, optimizer
+from vit.training.sharding import on
 from vit.training.trained import trained
 
 State = dict[str, Any]
@@ -109,7 +110,8 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         return {**new, **counters}, {"loss": loss, "grad_norm": norm, "lr": lr, "streak": counters["streak"]}
 
     located = (jax.tree.map(lambda x: x.sharding, like), None) if like else None
-    return jax.jit(train_step, donate_argnums=0, static_argnames="size", out_shardings=located)
+    step = on(jax.tree.leaves(like)[0].sharding.mesh, train_step) if like else train_step
+    return jax.jit(step, donate_argnums=0, static_argnames="size", out_shardings=located)
 
 
 def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:
