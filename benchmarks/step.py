@@ -3,10 +3,10 @@
     pip install torch timm transformers onnx onnxruntime onnxscript     # the peers; who isn't there is left out, and said
     python benchmarks/step.py [--rounds 7] [--models cifar10_cpu] [--json step.json]
 
-Each contender lives in a process of its own, which waits for its turn on a pipe: so they alternate without disturbing each other,
-and the memory is each one's own. A round gives everyone the same few seconds; what is told is the median over rounds of a step's
-time, with its spread. The limit is float32 matmuls of the step's shapes, forward and backward, as fast as XLA or PyTorch
-makes them, in the same rounds.
+Each contender lives in a process of its own, which waits for its turn on a pipe: so they alternate without disturbing each
+other, and the memory is each one's own. A round gives everyone the same few seconds; what is told is the median over rounds of
+a step's time, with its spread. The limit is float32 matmuls of the step's shapes, forward and backward, as fast as XLA or
+PyTorch makes them, in the same rounds.
 """
 
 import argparse
@@ -32,17 +32,8 @@ MODELS = {
     "cifar10_cpu, 32 px": (ViTConfig(patch=4, width=128, depth=6, heads=4, mlp=256, stem="conv", pool="mean"), 32, 128),
     "S/16, 224 px": (ViTConfig.variant("S/16"), 224, 8),
 }
-TRAIN = [
-    "matmul (XLA)",
-    "matmul (torch)",
-    "vit",
-    "vit, remat",
-    "torch",
-    "torch, compiled",
-    "timm",
-    "timm, compiled",
-    "transformers",
-]
+LIMIT = ["matmul (XLA)", "matmul (torch)"]
+TRAIN = ["vit", "vit, remat", "torch", "torch, compiled", "timm", "timm, compiled", "transformers"]
 FORWARD = ["vit", "torch", "torch, compiled", "timm", "transformers", "onnxruntime"]
 CLASSES, SECONDS = 10, 3.0
 
@@ -58,7 +49,7 @@ def operations(config: ViTConfig, side: int) -> float:
 
 
 def ours(config: ViTConfig, side: int, batch: int, mode: str, remat: bool) -> Callable[[], Any]:
-    """This project's jitted step, on uint8 images as a run hands them over: normalisation and the check for bad numbers included."""
+    """This project's jitted step on uint8 images, as a run hands them over; it normalises, and looks for bad numbers."""
     import dataclasses
 
     import jax
@@ -132,7 +123,7 @@ def onnx(config: ViTConfig, side: int, batch: int) -> Callable[[], Any]:
 
 
 def shapes(config: ViTConfig, side: int, batch: int) -> list[tuple[int, int, int]]:
-    """(rows, inner, columns) of a block's matrix products in a training step: each layer's, and its two in the backward pass."""
+    """(rows, inner, columns) of a block's matrix products in a training step: each layer's, and two in the backward pass."""
     rows, D = batch * ((side // config.patch) ** 2 + (config.pool == "token")), config.width
     layers = [(D, 3 * D), (D, D), (D, config.mlp), (config.mlp, D)]
     return [shape for i, o in layers for shape in ((rows, i, o), (rows, o, i), (i, rows, o))]
@@ -160,7 +151,7 @@ def matmuls(name: str, config: ViTConfig, side: int, batch: int) -> Callable[[],
 
 
 def contender(name: str, model: str, mode: str) -> None:
-    """The process of one contender: for each number on stdin that many steps after one for nothing, and a line with their seconds."""
+    """One contender's process: for each number on stdin so many steps, after one for nothing, and a line with their seconds."""
     config, side, batch = MODELS[model]
     begin = time.perf_counter()
     if name.startswith("matmul"):
@@ -201,7 +192,8 @@ class Process:
         self.count = max(1, round(SECONDS / self.seconds.pop()))
 
     def _answer(self) -> dict[str, Any]:
-        assert self.pipe.stdout and self.pipe.stderr
+        assert self.pipe.stdout
+        assert self.pipe.stderr
         while line := self.pipe.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
@@ -226,7 +218,7 @@ def measure(model: str, mode: str, rounds: int) -> dict[str, Any]:
     config, side, batch = MODELS[model]
     work = batch * operations(config, side) * (3 if mode == "train" else 1)
     products = sum(2 * m * k * n for m, k, n in shapes(config, side, batch))
-    names = TRAIN if mode == "train" else [*TRAIN[:2], *FORWARD]
+    names = [*LIMIT, *(TRAIN if mode == "train" else FORWARD)]
     absent = [name for name in names if not present(name)]
     processes = {name: Process(name, model, mode) for name in names if name not in absent}
     for _ in range(rounds):

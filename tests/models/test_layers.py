@@ -8,6 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vit.models import attention as module
 from vit.models import layers, positions
 
 
@@ -168,20 +169,76 @@ def test_prime_factors(n):
     assert all(all(p % d for d in range(2, p)) for p in factors)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_fused_attention_is_the_same_with_its_gradients_and_weights(masked, monkeypatch):
-    plain, fused = (layers.SelfAttention(12, 3, fused=f, dtype=jnp.float32, rngs=nnx.Rngs(0)) for f in (False, True))
-    x = jax.random.normal(jax.random.key(1), (2, 7, 12))
-    mask = jnp.ones((7, 7), bool).at[2].set(False) if masked else None  # its third row may attend to nothing
-
-    def results(module):
-        graph, state = nnx.split(module)
-        gradients = jax.grad(lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x, mask)[0])), argnums=(0, 1))
-        return jax.tree.leaves(jax.jit(lambda s, x: (module(x, mask)[0], *module(x, mask, True), gradients(s, x)))(state, x))
-
-    for a, b in zip(results(plain), results(fused), strict=True):
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 3, 70, 8)])
+def test_gradients_by_hand_are_those_of_the_formula(shape):
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    k, v = k[..., :-1, :], v[..., :-1, :3]
+    wanted = jax.grad(lambda *a: jnp.sum(jnp.sin(layers.attention(*a, jnp.ones(shape[-2] - 1, bool)))), argnums=(0, 1, 2))
+    got = jax.grad(lambda *a: jnp.sum(jnp.sin(layers.attention(*a))), argnums=(0, 1, 2))
+    for a, b in zip(jax.jit(got)(q, k, v), jax.jit(wanted)(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    calls = []
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v: calls.append(q.shape) or q)
-    fused(x, mask)
-    assert calls == ([] if masked else [(2, 7, 3, 4)])  # the flag chooses, and a mask overrules it
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_norm_is_flax_s_with_its_gradients(dtype):
+    ours = layers.LayerNorm(24, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0))
+    theirs = nnx.LayerNorm(24, epsilon=1e-3, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    x = (3 + 2 * jax.random.normal(jax.random.key(0), (4, 7, 24))).astype(dtype)
+    scale, bias = jax.random.normal(jax.random.key(1), (2, 24))
+
+    def results(norm):
+        graph, state = nnx.split(norm)
+        state = {"bias": nnx.Param(bias), "scale": nnx.Param(scale)}
+        run = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x).astype(jnp.float32)))  # noqa: E731
+        return jax.jit(lambda state, x: (nnx.merge(graph, state)(x), jax.grad(run, argnums=(0, 1))(state, x)))(state, x)
+
+    # flax sums the gradients of scale and bias in 16 bits
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 2e-2, "atol": 0.2}
+    for a, b in zip(jax.tree.leaves(results(ours)), jax.tree.leaves(results(theirs)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((9, 12), 3, 2), ((6, 9), 3, 3), ((8, 5), 5, 4), ((7, 7), 3, 1), ((2, 3), 5, 5)]
+)
+def test_a_convolution_as_a_product_is_the_convolution(size, kernel, stride):
+    shared = {"padding": "SAME", "dtype": jnp.float32}
+    ours, theirs = (c(3, 6, (kernel, kernel), stride, rngs=nnx.Rngs(0), **shared) for c in (layers.Conv, nnx.Conv))
+    x = jax.random.normal(jax.random.key(1), (2, *size, 3))
+    for conv in (ours, theirs):
+        conv.bias[...] = jnp.arange(6.0)
+    np.testing.assert_allclose(jax.jit(lambda x: ours(x))(x), theirs(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*(jax.grad(lambda x, c=c: jnp.sum(c(x) ** 2))(x) for c in (ours, theirs)), rtol=1e-4, atol=1e-4)
+
+
+def on_a_tpu(function, *args):
+    """As a TPU would run its kernels, in JAX's simulation."""
+    from jax.experimental.pallas import tpu
+
+    with tpu.force_tpu_interpret_mode():
+        return jax.jit(function)(*args)
+
+
+def test_the_tpu_s_kernel_is_the_formula_with_its_gradients():
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 2, 130, 8)) for i in range(3))
+    value = lambda f: jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))  # noqa: E731
+    got = on_a_tpu(value(module.tpu_attention), q, k, v)
+    for a, b in zip(*map(jax.tree.leaves, (got, value(layers.attention)(q, k, v))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_long_sequences_go_the_device_s_way(monkeypatch):
+    taken = []
+    for name in ("attention", "long_attention", "tpu_attention"):
+        monkeypatch.setattr(module, name, lambda q, k, v, mask=None, name=name: taken.append(name) or q)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: taken.append(implementation) or q)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    short, long = jnp.zeros((1, 2, module.LONG, 8), jnp.bfloat16), jnp.zeros((1, 2, module.LONG + 1, 8), jnp.bfloat16)
+    for device in ("cpu", "gpu", "tpu"):
+        monkeypatch.setattr(module, "platform", lambda device=device: device)
+        for x, mask in ((short, None), (long, None), (long, jnp.ones(module.LONG + 1, bool))):
+            module.attend(x, x, x, mask)
+    assert taken[:3] == ["attention", "long_attention", "long_attention"]
+    assert taken[3:6] == ["attention", "cudnn", "long_attention"]
+    assert taken[6:] == ["attention", "tpu_attention", "long_attention"]

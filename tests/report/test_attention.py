@@ -36,10 +36,10 @@ def test_rollout_is_the_formula():
     np.testing.assert_allclose(got.sum(axis=-1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("pool", ["token", "mean", "map"])
-def test_the_patches_of_the_pooled_vector_of_a_model(pool, fused):
-    graph, params = made("Ti/4", **SMALL, image_size=8, classes=3, pool=pool, fused=fused)
+def test_the_patches_of_the_pooled_vector_of_a_model(pool, remat):
+    graph, params = made("Ti/4", **SMALL, image_size=8, classes=3, pool=pool, remat=remat)
     _, out = run(graph, params, images(2, 8, 12, 3), attention=True)
     everything, last = attention.maps(pool, out)
     assert everything.shape == last.shape == (2, 2, 3)

@@ -130,7 +130,7 @@ def test_statistics_of_the_weights_are_taken_unless_given():
 def test_weights_decide_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load", lambda text: pretrained())
     auto = tuple(
-        f"model.{f.name}" for f in dataclasses.fields(ViTConfig) if f.name not in ("drop_path", "dropout", "dtype", "fused")
+        f"model.{f.name}" for f in dataclasses.fields(ViTConfig) if f.name not in ("drop_path", "dropout", "dtype", "remat")
     )
     config = Config(
         weights="w", auto=(*auto, "data.size"), data=FolderData(dir="x"), model=ViTConfig(drop_path=0.3, dtype="bfloat16")

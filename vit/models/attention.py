@@ -18,21 +18,25 @@ def attend(
 ) -> Float[Array, "B h Nq dv"]:
     """The same as `attention`, in the way that suits the device and the number of keys.
 
-    Up to `LONG` keys, and with a mask on an accelerator of any kind, XLA has it all: the matrices of weights are small. Longer
-    ones are never whole in memory: on a GPU cuDNN's kernel (16-bit numbers alone), on a TPU the Pallas kernel that JAX
-    ships, elsewhere a few queries at a time. The choice is made for the platform that a program is compiled for.
+    Up to `LONG` keys XLA has it all: the matrices of weights are small. Larger ones are never whole in memory: on a GPU cuDNN's
+    kernel goes through them (of 16-bit numbers), on a TPU the Pallas kernel that JAX ships, elsewhere, and with a mask, it is
+    done a few queries at a time.
     """
     if k.shape[-2] <= LONG:
         return attention(q, k, v, mask)
-    if mask is not None:
-        return long_attention(q, k, v, mask)
-    # cuDNN is looked for when the program is traced, so a machine without it can't even mention it.
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+    if mask is None and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
         turned = (x.swapaxes(1, 2) for x in (q, k, v))
         return jax.nn.dot_product_attention(*turned, implementation="cudnn").swapaxes(1, 2)
     # XLA can't cut a kernel over devices that it isn't told of: evaluation on several goes without.
-    told = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-    return jax.lax.platform_dependent(q, k, v, tpu=tpu_attention if told else long_attention, default=long_attention)
+    if mask is None and platform() == "tpu" and (jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty):
+        return tpu_attention(q, k, v)
+    return long_attention(q, k, v, mask)
+
+
+def platform() -> str:
+    """What the program being traced will run on, "cpu", "gpu" or "tpu": the mesh that is set, else what is here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def attention_weights(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from vit.config import ViTConfig
 from vit.models.attention import Mask as Mask
-from vit.models.attention import attend, attention_weights, heads_are_shared, spread
+from vit.models.attention import attend, attention_weights, heads_are_shared, platform, spread
 from vit.models.attention import attention as attention
 
 Keys = Key[Array, "B"]
@@ -87,10 +87,11 @@ layer_norm.defvjp(_norm_forward, _norm_backward)
 class LayerNorm(nnx.LayerNorm):
     """`nnx.LayerNorm` through `layer_norm`."""
 
-    def __call__(self, x: Float[Array, "*batch D"], *, mask: None = None) -> Float[Array, "*batch D"]:
+    def __call__(self, x: Float[Array, "*batch D"], *, mask: Any = None) -> Float[Array, "*batch D"]:
         """Each token normalised."""
-        assert self.scale is not None and self.bias is not None
-        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+        assert self.scale is not None
+        assert self.bias is not None
+        return jnp.asarray(layer_norm(x, self.scale[...], self.bias[...], self.epsilon), self.dtype)
 
 
 class Linear(nnx.Linear):
@@ -158,10 +159,11 @@ class SelfAttention(nnx.Module):
 
     def _by_heads(self, x: Float[Array, "M D"]) -> Float[Array, "M 3 h d"]:
         """Queries, keys and values of each token."""
-        D, dtype = x.shape[-1], self.qkv.dtype
+        D = x.shape[-1]
         shape = 3, self.heads, D // self.heads
         if heads_are_shared():  # each device multiplies by its own heads' columns, which are not side by side
             kernel = spread(self.qkv.kernel[...].reshape(D, *shape), None, None, "tensor", None)
+            dtype = self.qkv.dtype
             qkv = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), 1)
             qkv = qkv if self.qkv.bias is None else qkv + self.qkv.bias[...].astype(dtype).reshape(shape)
         else:
@@ -245,17 +247,20 @@ def recomputed(block: nnx.Module, x: Float[Array, "B N D"], *rest: Any) -> Float
     """
     graph, params = nnx.split(block)
 
-    @jax.custom_vjp
     def run(params: Any, x: Array) -> Array:
         return nnx.merge(graph, params)(x, *rest)[0]
+
+    def forward(params: Any, x: Array) -> tuple[Array, tuple[Any, Array]]:
+        return run(params, x), (params, x)
 
     def backward(saved: tuple[Any, Array], dy: Array) -> tuple[Any, Array]:
         params, x = saved
         zero = jnp.minimum(jnp.abs(dy.ravel()[0]), 0)
-        return jax.vjp(run.fun, params, x + zero)[1](dy)
+        return jax.vjp(run, params, x + zero)[1](dy)
 
-    run.defvjp(lambda params, x: (run.fun(params, x), (params, x)), backward)
-    return run(params, x)
+    twice = jax.custom_vjp(run)
+    twice.defvjp(forward, backward)
+    return twice(params, x)
 
 
 class PatchEmbed(nnx.Module):
@@ -276,15 +281,16 @@ class PatchEmbed(nnx.Module):
 class Conv(nnx.Conv):
     """`nnx.Conv` with padding to the same size; on a CPU the matrix product of its patches: XLA's own takes twice as long."""
 
-    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w Dout"]:
+    def __call__(self, inputs: Float[Array, "B H W C"], out_sharding: None = None) -> Float[Array, "B h w Dout"]:
         """The convolution, one output a stride."""
-        return jax.lax.platform_dependent(inputs, cpu=self._product, default=super().__call__)
-
-    def _product(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Dout"]:
+        if platform() != "cpu":
+            return super().__call__(inputs)
+        assert isinstance(self.strides, int)
+        assert self.bias is not None
         kernel, stride = self.kernel[...].astype(self.dtype), self.strides
         rows, columns, C, D = kernel.shape
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], (rows, columns), (stride, stride), "SAME")
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), *padding, (0, 0)))
+        padding = jax.lax.padtype_to_pads(inputs.shape[1:3], (rows, columns), (stride, stride), "SAME")
+        x = jnp.pad(inputs.astype(self.dtype), ((0, 0), *padding, (0, 0)))
         h, w = ((n - k) // stride for n, k in zip(x.shape[1:3], (rows, columns), strict=True))  # the last one's place
         ends = [(i, i + h * stride + 1, j, j + w * stride + 1) for i in range(rows) for j in range(columns)]
         patches = jnp.concatenate([x[:, i:down:stride, j:right:stride] for i, down, j, right in ends], axis=-1)

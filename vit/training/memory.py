@@ -1,7 +1,7 @@
 """What glibc's malloc is told on Linux, for steps on a CPU: huge pages, and to give back what compiling leaves.
 
-XLA takes a step's buffers (hundreds of MB) from the system anew at each step, and the system hands out zeroed pages one by one as they
-are touched: of 4 kB, that is a tenth of a step's time; of 2 MB, nothing to speak of (docs/decisions/0018).
+XLA takes a step's buffers (hundreds of MB) from the system anew at each step, and the system hands out zeroed pages one by one
+as they are touched: of 4 kB, that is a tenth of a step's time; of 2 MB, nothing to speak of (docs/decisions/0018).
 """
 
 import contextlib
@@ -28,14 +28,14 @@ def with_huge_pages() -> None:
 
 @functools.cache
 def give_back_after_compiling() -> None:
-    """From now on what a long compilation took and freed goes back to the system (200 MB of S/16's step) before the first step."""
+    """From now on what a long compilation freed (200 MB for S/16's step) goes back to the system before the first step."""
     import jax
 
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         trim = ctypes.CDLL(None).malloc_trim
 
-        def compiled(event: str, seconds: float, **_: object) -> None:
-            if event.endswith("backend_compile_duration") and seconds > 1:
+        def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:
+            if event.endswith("backend_compile_duration") and duration_secs > 1:
                 trim(0)
 
         jax.monitoring.register_event_duration_secs_listener(compiled)

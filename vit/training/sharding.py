@@ -50,9 +50,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-# Which side of a block's matrix the devices of a row share, after Megatron-LM (arXiv 1909.08053): the hidden values of the MLP and
-# the heads that the last matrix of attention reads. Queries, keys and values of a head aren't side by side in their matrix: it
-# is cut by rows, and put together by heads where it is used (`SelfAttention`).
+# Which side of a block's matrix the devices of a row share, after Megatron-LM (arXiv 1909.08053): the hidden values of the MLP
+# and the heads that the last matrix of attention reads. Queries, keys and values of a head aren't side by side in their matrix:
+# it is cut by rows, and put together by heads where it is used (`SelfAttention`).
 TENSOR = {r"attn/qkv/kernel$": 0, r"attn/proj/kernel$": 0, r"mlp/fc1/(kernel|bias)$": -1, r"mlp/fc2/kernel$": 0}
 
 
