@@ -34,6 +34,8 @@ def main(config: Config, stop: Stop) -> None:
     from vit.tasks import make_task
     from vit.training import evaluate, hosts, storage, workdir
     from vit.training.checkpoint import Checkpoints
+    from vit.training.estimate import estimate
+    from vit.training.hardware import peak_flops
     from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
     from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
@@ -51,6 +53,11 @@ def main(config: Config, stop: Stop) -> None:
     pixels = preprocessing(config.data, data)
     task = make_task(config.task, config.model, data)
     like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
+
+    if config.dry_run:
+        if hosts.primary():
+            print("\n".join(estimate(config, jax.devices())))
+        return
 
     # ---- where: the run's folder, locked, and what an earlier process left there ----
     with workdir.locked(run), Checkpoints(run / "checkpoints", config.keep) as checkpoints:
@@ -104,8 +111,10 @@ def main(config: Config, stop: Stop) -> None:
                 "versions": workdir.versions(),
                 "scores": scores,
             }
-            loop = Loop(config, state, train_step, batches, validate, task, mesh, checkpoints, log, stop, meta)
-            before, begin = matmul_speed(), time.perf_counter()
+            before = matmul_speed()
+            limit = peak_flops(mesh.devices.flatten(), before)
+            loop = Loop(config, state, train_step, batches, validate, task, mesh, checkpoints, log, stop, meta, limit)
+            begin = time.perf_counter()
             try:
                 loop.run()
             except Stopped:

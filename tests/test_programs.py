@@ -69,6 +69,9 @@ def test_what_a_run_leaves(trained):
     assert [r["step"] for r in rows if r["split"] == "val"] == [4, 8, 12]
     train = next(r for r in rows if r["split"] == "train")
     assert train.keys() >= {"step", "split", "loss", "lr", "grad_norm", "images_per_s", "data_wait", "skipped"}
+    assert 0 < train["mfu"] < 1
+    assert train["peak_memory"] > 1e8
+    assert train["flops_per_s"] > 0
     meta = Checkpoints(trained / "checkpoints").verify(12)
     assert meta["data"]["class_names"] == list("0123456789")
     assert meta["preprocessing"]["image_size"] == [8, 8]

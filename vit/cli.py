@@ -8,13 +8,14 @@ from typing import Any
 from vit.config import BoxData, FolderData, MaskData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
-from vit.flags import parse
+from vit.flags import parse, parse_config
 from vit.training.stop import Stop
 
 USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]      (looks at images before you train)
        vit check DIR_OR_JSON --as boxes                          (at boxes, where a set has masks, too)
        vit prepare NAME --data.dir FOLDER [--archive FILE]       (cifar10, cifar100, or any TFDS set)
        vit predict --workdir RUN_FOLDER SOURCE ...               (files, folders, 'patterns*.jpg', - for paths on stdin)
+       vit estimate --config FILE [--topology v5e:4x4] [flags of train.py]     (what a run needs of devices, without them)
        vit info SIZE/PATCH [IMAGE_SIZE]                          (as S/16)
        vit info RUN_FOLDER
        vit report RUN_FOLDER                                     (makes its report.html anew)
@@ -94,6 +95,8 @@ def run(args: list[str], stop: Stop | None = None) -> None:
         from vit.deploy.command import predict
 
         predict(args[1:], stop)
+    elif args[0] == "estimate":
+        estimated(args[1:])
     elif args[0] == "report" and len(args) > 1 and not args[1].startswith("-"):
         report(args[1:])
     elif args[0] == "convert":
@@ -156,6 +159,24 @@ def report(args: list[str]) -> None:
     else:
         compare(folders, Path(wanted.out))
     print(f"look at {folders[0] / 'report.html' if len(folders) == 1 else wanted.out}")
+
+
+def estimated(args: list[str]) -> None:
+    """`vit estimate`: what a run of train.py would need of the devices here, or of a TPU slice."""
+    name = ""
+    for i, arg in enumerate(args):
+        if arg == "--topology" and args[i + 1 :]:
+            name, args = args[i + 1], args[:i] + args[i + 2 :]
+            break
+        if arg.startswith("--topology="):
+            name, args = arg.partition("=")[2], args[:i] + args[i + 1 :]
+            break
+    if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        raise UserError("vit estimate needs a configuration", "the command line", "give --config configs/imagenet.py")
+    config = parse_config(args, Path())
+    from vit.training.estimate import estimate, topology
+
+    print("\n".join(estimate(config, topology(name))))
 
 
 def converted(args: list[str]) -> None:

@@ -171,6 +171,10 @@ class Config:
     """Devices of a host that share each example, its heads and its MLPs (tensor parallel, arXiv 1909.08053)."""
     distributed: bool = False
     """One of several processes, one a host: call jax.distributed.initialize() first."""
+    dry_run: bool = False
+    """Say what the run will need of the devices and the disk here, and end."""
+    profile: Natural = 0
+    """Updates to trace: what took their time is then in report.html, the trace in the run's folder."""
     weights: str = ""
     """Pretrained weights to begin from: a file, a run's folder, timm:NAME or hf:NAME. They decide the model's sizes."""
     freeze: tuple[str, ...] = ()
@@ -192,7 +196,7 @@ GONE = {"type", "fused"}  # in written configurations: the class's name, and wha
 
 # What may change between a run and its resumption; any other difference would make it another run.
 MAY_CHANGE = {"workdir", "steps", "eval_every", "save_every", "log_every", "keep", "data.stream", "data.dir"}
-MAY_CHANGE |= {"fsdp", "tensor", "distributed", "model.remat"}  # the same numbers but for rounding
+MAY_CHANGE |= {"fsdp", "tensor", "distributed", "profile", "dry_run", "model.remat"}  # the same numbers but for rounding
 
 
 def fields(config: Any, prefix: str = "", where: str = "the configuration") -> dict[str, tuple[Any, Any]]:

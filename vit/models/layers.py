@@ -230,10 +230,12 @@ class Block(nnx.Module):
         rotate: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B h N N"] | None]:
         """The tokens after this block, and its attention weights if asked for."""
-        y, weights = self.attn(self.norm1(x), mask, with_weights, rotate)
+        with jax.named_scope("attn"):
+            y, weights = self.attn(self.norm1(x), mask, with_weights, rotate)
         y = y * self.scale1[...].astype(y.dtype) if hasattr(self, "scale1") else y
         x = x + dropout(dropout(y, self.rate, fold_in(keys, 0)), self.drop_path, fold_in(keys, 1), whole=True)
-        y = self.mlp(self.norm2(x), fold_in(keys, 2))
+        with jax.named_scope("mlp"):
+            y = self.mlp(self.norm2(x), fold_in(keys, 2))
         y = y * self.scale2[...].astype(y.dtype) if hasattr(self, "scale2") else y
         x = x + dropout(dropout(y, self.rate, fold_in(keys, 3)), self.drop_path, fold_in(keys, 4), whole=True)
         return x, weights

@@ -116,7 +116,8 @@ class ViT(nnx.Module):
 
         out["blocks"], weights = [], []
         for i in range(len(self.blocks)):
-            x, w = self.through(i, x, grid, fold_in(keys, i), mask, attention, rotate)
+            with jax.named_scope(f"blocks/{i}"):
+                x, w = self.through(i, x, grid, fold_in(keys, i), mask, attention, rotate)
             out["blocks"].append(x)
             weights.append(w)
         if attention:

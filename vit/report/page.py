@@ -82,6 +82,7 @@ class Run:
     pictures: dict[str, bytes]
     steps: list[int]
     unreadable: list[str] = field(default_factory=list)
+    profile: dict[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> dict[int, dict[str, Any]]:
         """The lines of metrics.jsonl of a split, by step; a step that ran again counts as it went the last time."""
@@ -132,6 +133,7 @@ def read(folder: Any) -> Run:
         classes=(head, classes),
         pictures={name: (folder / name).read_bytes() for name in PICTURES if (folder / name).exists()},
         steps=sorted(int(name) for name in names if name.isdecimal()),
+        profile=loaded("profile.json"),
         unreadable=unreadable,
     )
 
@@ -168,6 +170,7 @@ def report(folder: Any) -> None:
     shown = [figure(name, run.pictures[name]) for name in PICTURES if name in run.pictures]
     body.append(section("Pictures", f'<div class="pictures">{"".join(shown)}</div>' if shown else ""))
     body.append(section("Classes", table(*run.classes)))
+    body.append(section("What took the time", profile(run)))
     body.append(section("What went wrong on the way", table(["step", "event"], events(run))))
     body.append(section("Environment", table(["", ""], [[k, v] for k, v in run.environment.items()])))
     body.append(folded("Every setting", table(["setting", "value"], list(map(list, run.config.items())))))
@@ -191,6 +194,15 @@ def events(run: Run) -> list[list[Any]]:
     rows = [row for row in run.rows if row["split"] == "event" or row.get("skipped")]
     facts = ("skipped", "rolled_back_to", "rollbacks")
     return [[row["step"], ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in facts if name in row)] for row in rows]
+
+
+def profile(run: Run) -> str:
+    """The operations that took most in the updates that were traced, if any were."""
+    rows = [
+        [row["operation"], row["share"], f"{row['ms']:.2f}", f"{row['calls']:g}"] for row in run.profile.get("operations", [])
+    ]
+    told = f'<p class="soft">Of {run.profile.get("steps", 0)} updates; on all threads or devices together.</p>'
+    return told + table(["operation", "share", "ms an update", "calls"], rows) if rows else ""
 
 
 def cards(run: Run) -> str:

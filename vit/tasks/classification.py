@@ -47,9 +47,10 @@ class Classification:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
         return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
 
-    def flops(self) -> int:
-        """Operations of one image's forward pass."""
-        return flops(self.model, **self.shape)
+    def flops(self, side: int = 0) -> int:
+        """Operations of one image's forward pass, of an image shrunk to this side if it is given."""
+        shape = {**self.shape, "image_size": (side, side)} if side else self.shape
+        return flops(self.model, **shape)
 
     def loss(self, model: ViT, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """Cross-entropy of each example in nats, with label smoothing; of a mixed image, for both its labels by their share."""

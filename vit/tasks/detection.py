@@ -57,11 +57,12 @@ class Detection:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
         return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
 
-    def flops(self) -> int:
-        """Operations of one image's forward pass."""
+    def flops(self, side: int = 0) -> int:
+        """Operations of one image's forward pass, of an image shrunk to this side if it is given."""
+        shape = {**self.shape, "image_size": (side, side)} if side else self.shape
         kinds = {"DenseHead": detector_flops, "DetrHead": detr_flops, "YolosHead": yolos_flops}
-        every = kinds[type(self.head).__name__](self.model, self.head, **self.shape)
-        return every - saved_flops(self.model, self.config.window, self.config.global_blocks, self.shape["image_size"])
+        every = kinds[type(self.head).__name__](self.model, self.head, **shape)
+        return every - saved_flops(self.model, self.config.window, self.config.global_blocks, shape["image_size"])
 
     def loss(self, model: Any, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """The head's loss of each example."""

@@ -41,9 +41,10 @@ class MaskSegmentation(Segmentation):
         """A freshly initialised model."""
         return Eomt(self.model, self.head, **self.shape, rngs=rngs)
 
-    def flops(self) -> int:
-        """Operations of one image's forward pass."""
-        return eomt_flops(self.model, self.head, **self.shape)
+    def flops(self, side: int = 0) -> int:
+        """Operations of one image's forward pass, of an image shrunk to this side if it is given."""
+        shape = {**self.shape, "image_size": (side, side)} if side else self.shape
+        return eomt_flops(self.model, self.head, **shape)
 
     def loss(self, model: Any, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """Cross-entropy of classes, binary cross-entropy and dice loss of the matched masks, of every prediction."""

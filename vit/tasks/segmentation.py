@@ -51,9 +51,10 @@ class Segmentation:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
         return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
 
-    def flops(self) -> int:
-        """Operations of one image's forward pass."""
-        return segmenter_flops(self.model, self.head, **self.shape)
+    def flops(self, side: int = 0) -> int:
+        """Operations of one image's forward pass, of an image shrunk to this side if it is given."""
+        shape = {**self.shape, "image_size": (side, side)} if side else self.shape
+        return segmenter_flops(self.model, self.head, **shape)
 
     def loss(self, model: ViT, batch: dict[str, Array], keys: Keys | None) -> Float[Array, "B"]:
         """Mean cross-entropy of each example's pixels that aren't void, in nats; 0 where there are none. And the dice loss."""

@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vit.training.hardware import peak_memory
 from vit.training.hosts import primary
 from vit.training.storage import is_remote, write_atomically
 
@@ -44,15 +45,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Meter:
     """What the updates since the last line of the log amount to."""
 
+    limit: float = 0.0  # FLOP/s that the devices can do; 0: not known
     images: int = 0
+    flops: float = 0.0
     waited: float = 0.0
     begin: float = field(default_factory=time.perf_counter)
     seen: list[dict[str, float]] = field(default_factory=list)
 
     def speed(self) -> dict[str, float]:
-        """Images a second, and the share of time in which the host waited for data."""
+        """Images and the model's FLOPs a second, these as a share of the limit, and the share of time that the host waited."""
         elapsed = max(time.perf_counter() - self.begin, 1e-9)
-        return {"images_per_s": self.images / elapsed, "data_wait": min(1.0, self.waited / elapsed)}
+        flops = self.flops / elapsed
+        used = flops / self.limit if self.limit else math.nan
+        wait = min(1.0, self.waited / elapsed)
+        return {"images_per_s": self.images / elapsed, "flops_per_s": flops, "mfu": used, "data_wait": wait}
 
     def figures(self) -> dict[str, float]:
         """Means over the updates made; the learning rate is the last."""
@@ -62,8 +68,14 @@ class Meter:
         for name in ("loss", "grad_norm"):
             finite = [m[name] for m in self.seen if math.isfinite(m[name])]
             means[name] = sum(finite) / len(finite) if finite else math.nan
-        speed = self.speed() if self.images else {"images_per_s": math.nan, "data_wait": math.nan}
-        return {**means, "lr": self.seen[-1]["lr"], "skipped": sum(m["streak"] > 0 for m in self.seen), **speed}
+        speed = self.speed() if self.images else dict.fromkeys(self.speed(), math.nan)
+        return {
+            **means,
+            "lr": self.seen[-1]["lr"],
+            "skipped": sum(m["streak"] > 0 for m in self.seen),
+            **speed,
+            "peak_memory": peak_memory(),
+        }
 
 
 class Log:
@@ -117,7 +129,7 @@ class Log:
             for path in self.here.iterdir():
                 write_atomically(self.workdir / path.name, path.read_bytes())
 
-    def progress(self, step: int, images_per_s: float, data_wait: float) -> None:
+    def progress(self, step: int, images_per_s: float, data_wait: float, **_: float) -> None:
         """Move the bar. Off a terminal there's no bar; the lines at each evaluation tell how far it is."""
         if self.bar is None:
             texts = ("{task.fields[speed]}", "ETA", "{task.fields[best]}")

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from vit.config import Config
 from vit.data.batches import Batches
 from vit.errors import Stopped, UserError
 from vit.training.checkpoint import Checkpoints
+from vit.training.hosts import primary
 from vit.training.log import Log, Meter
 from vit.training.optim import image_size
+from vit.training.profile import Profile, program
 from vit.training.sharding import anywhere, distribute, place
 from vit.training.state import State
 from vit.training.stop import Stop
@@ -42,6 +45,7 @@ class Loop:
       task: says which figure is its headline, and what makes one checkpoint better than another.
       mesh, checkpoints, log, stop: see there.
       meta: what goes into every checkpoint beside the state; its "scores" grow with each evaluation.
+      limit: FLOP/s that the devices can do, 0 if nobody knows.
     """
 
     config: Config
@@ -55,11 +59,13 @@ class Loop:
     log: Log
     stop: Stop
     meta: dict[str, Any]
+    limit: float = 0.0
 
     def __post_init__(self) -> None:
         self.step = int(self.state["step"])
         self.stream = self._batches()
-        self.meter = Meter()
+        self.meter = Meter(self.limit)
+        self.profile = Profile(self.log.workdir if primary() else Path(), self.config.profile, self.step)
         self.compiling, self.told = True, False
         if scores := self.meta["scores"].values():
             self.log.best = f"best {max(scores)[0]:.2%}"
@@ -104,14 +110,19 @@ class Loop:
         self.meter.waited += time.perf_counter() - begin
         # Chosen here and not by `lax.switch` in the step: XLA's CPU runs what is in a branch on one core, several times slower.
         size = image_size(self.config.schedule, self.step, self.config.steps)
-        self.state, metrics = self.train_step(self.state, place(batch, self.mesh), size)
+        placed = place(batch, self.mesh)
+        self.profile.before(self.step, self.state)
+        self.state, metrics = self.train_step(self.state, placed, size)
+        if told := self.profile.after(self.step, self.state, lambda: program(self.train_step, self.state, placed, size)):
+            self.log.say(told)
         self.step += 1
         self.meter.images += self.config.batch_size
+        self.meter.flops += 3 * self.config.batch_size * self.task.flops(size)
         if self.compiling:
             jax.block_until_ready(metrics)
             self.compiling = False
             self.log.say(f"first step after {time.perf_counter() - begin:.1f} s")
-            self.meter = Meter()  # its speed leaves the compilation out
+            self.meter = Meter(self.limit)  # its speed leaves the compilation out
         self.pending.append({**metrics, "stop": anywhere(self.stop.asked.is_set(), self.mesh)})
         if len(self.pending) > 1:
             self.look_at(self.pending.popleft())
@@ -164,7 +175,7 @@ class Loop:
         """A line on the updates since the last."""
         if figures := self.meter.figures():
             self.log.metrics(self.step, "train", figures)
-        self.meter = Meter()
+        self.meter = Meter(self.limit)
 
     def evaluate_and_compare(self) -> bool:
         """Evaluate on the validation split; whether this is the best so far."""

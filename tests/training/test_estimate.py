@@ -1,0 +1,128 @@
+"""What is said of a run before it runs: memory as XLA plans it, traffic by hand-made programs, batches, the command."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import REPO
+from vit import cli
+from vit.config import Config, TfdsData, ViTConfig
+from vit.errors import UserError
+from vit.tasks import make_task
+from vit.training import estimate
+from vit.training.sharding import make_mesh, state_shardings
+from vit.training.state import init_state
+
+CONFIG = Config(batch_size=16, model=ViTConfig(patch=4, width=64, depth=2, heads=4, mlp=256), data=TfdsData(dir="nowhere"))
+
+
+def step(mesh, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    data, example, assumed = estimate.described(config)
+    assert assumed == "10 classes at 32x32: the data isn't here"
+    return estimate.compiled(config, make_task(config.task, config.model, data), example, mesh)
+
+
+def test_copies_send_their_gradients_and_fsdp_holds_an_eighth():
+    mesh = make_mesh(jax.devices())
+    data, _, _ = estimate.described(CONFIG)
+    state = jax.eval_shape(lambda: init_state(make_task(CONFIG.task, CONFIG.model, data).build, CONFIG))
+    gradient = 4 * sum(x.size for x in state["params"].values())
+    copies, cut = step(mesh), step(mesh, fsdp=True)
+    # An all-reduce in a ring sends each number twice but for an eighth.
+    assert copies.sent == pytest.approx(2 * 7 / 8 * gradient, rel=0.02)
+    assert copies.state == pytest.approx(3 * gradient, rel=0.01)
+    assert cut.state < 1.1 * copies.state / 8
+    assert cut.memory < copies.memory
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(True, 1), (True, 2)])
+def test_what_a_device_holds_shrinks_with_their_number(fsdp, tensor):
+    """Of S/16, whose step isn't compiled for it."""
+    config = Config(model=ViTConfig.variant("S/16"), fsdp=fsdp, tensor=tensor)
+    data = {"dataset": "x", "class_names": list(map(str, range(1000))), "image_size": [224, 224], "channels": 3}
+    shapes = jax.eval_shape(lambda: init_state(make_task(config.task, config.model, data).build, config))
+    whole = sum(x.size for x in jax.tree.leaves(shapes))
+    for n in (2, 4, 8):
+        if n == tensor:
+            continue
+        like = jax.tree.leaves(state_shardings(shapes, make_mesh(jax.devices()[:n], tensor), fsdp))
+        assert sum(math.prod(x.sharding.shard_shape(x.shape)) for x in like) < 1.05 * whole / n
+
+
+def test_traffic_of_collectives():
+    program = """HloModule x
+%inner (p: f32[4]) -> f32[4] {
+  %a = f32[1024]{0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={0}
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %b = (bf16[100]{0}, f32[10]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %c = f32[8]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  %e = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %f = f32[10]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %d = f32[4] while(%z), condition=%cond, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    assert estimate.sent(program) == (200 + 40) * 2 / 2 + 32 * 3 + 3 * 4096 * 7 / 8 + 40 + 40 * 2 * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("room", "batch", "found"), [(1000, 16, 88), (400, 16, 24), (104, 64, 0), (200, 64, 8), (200, 256, 0), (1e9, 8, 99999984)]
+)
+def test_the_largest_batch_is_one_that_was_compiled(room, batch, found):
+    asked = []
+
+    def memory(size):
+        asked.append(size)
+        return 104.0 + 10 * size if size < 10**9 else math.inf
+
+    most = estimate.largest_batch(memory, batch, 8, room)
+    assert most == found
+    assert most in asked or not most
+    assert len(asked) <= 6
+
+
+def told(*args):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        cli.run(["estimate", *map(str, args)])
+    return out.getvalue()
+
+
+def test_the_command(monkeypatch):
+    flags = ["--model.width=16", "--model.depth=1", "--model.heads=2", "--model.mlp=32", "--batch-size=16"]
+    text = told("--config", REPO / "configs/digits.py", *flags)
+    for start in (
+        "model: ",
+        "devices: 8 × cpu",
+        "memory: ",
+        "largest batch that fits: ",
+        "collectives: ",
+        "at 50% MFU: ",
+        "disk: ",
+    ):
+        assert any(line.startswith(start) for line in text.splitlines()), text
+    with pytest.raises(UserError, match="needs a configuration"):
+        told("--topology", "v5e:2x2")
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match="needs libtpu"):
+        told("--config", REPO / "configs/digits.py", "--topology=v5e:2x2")
+
+
+def test_a_set_with_masks_must_be_there():
+    with pytest.raises(UserError):
+        told("--config", REPO / "configs/segment.py", "--data.dir", Path("nowhere"))
+
+
+def test_known_sizes_of_data_that_is_not_here():
+    data, example, _ = estimate.described(dataclasses.replace(CONFIG, data=TfdsData("imagenet2012", dir="nowhere", size=224)))
+    assert (len(data["class_names"]), data["image_size"]) == (1000, [224, 224])
+    assert example["image"].shape == (224, 224, 3)
+    assert np.asarray(example["label"]).dtype == np.int32

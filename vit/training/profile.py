@@ -1,0 +1,90 @@
+"""A trace of some updates (`--profile N`), and the table of what took their time."""
+
+import collections
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vit.training.hosts import primary
+from vit.training.storage import is_remote, write_atomically
+
+AFTER = 3  # updates before the first that is traced
+SHOWN = 30  # lines of the table
+
+
+class Profile:
+    """Traces `count` updates of a run, from the third after its start on; then `profile.json` is in its folder.
+
+    The trace itself is beside it in `trace/`, for TensorBoard or xprof; of a run in an object store it isn't kept.
+    """
+
+    def __init__(self, workdir: Path, count: int, step: int):
+        self.workdir, self.count, self.first = workdir, count if primary() else 0, step + AFTER
+        self.folder = Path(tempfile.mkdtemp(prefix="vit-")) if count and is_remote(workdir) else workdir / "trace"
+
+    def before(self, step: int, state: Any) -> None:
+        """To be called before update `step`, counted from 0: begins the trace when it's time."""
+        if self.count and step == self.first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder))
+
+    def after(self, step: int, state: Any, program: Callable[[], str]) -> str:
+        """To be called after it; `program` gives the compiled step as text. What to tell when the trace is done, else ""."""
+        if not self.count or step + 1 != self.first + self.count:
+            return ""
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+        found = sorted(self.folder.rglob("*.xplane.pb"))[-1]
+        rows = top_operations(events(jax.profiler.ProfileData.from_file(str(found))), program(), self.count)
+        write_atomically(self.workdir / "profile.json", json.dumps({"steps": self.count, "operations": rows}, indent=1) + "\n")
+        return (
+            f"traced {self.count} updates: {rows[0]['share']:.0%} is {rows[0]['operation']}" if rows else "the trace is empty"
+        )
+
+
+def program(step: Any, *args: Any) -> str:
+    """A jitted function as it was compiled for these arguments."""
+    return step.lower(*args).compile().as_text()
+
+
+def events(trace: Any) -> Iterable[tuple[str, float]]:
+    """Name and nanoseconds of what ran on the devices; on a CPU, of what ran on XLA's threads."""
+    for plane in trace.planes:
+        for line in plane.lines:
+            if line.name == "XLA Ops" or line.name.startswith(("tf_XLA", "Stream")):
+                yield from ((event.name, event.duration_ns) for event in line.events)
+
+
+def top_operations(seen: Iterable[tuple[str, float]], program: str, steps: int) -> list[dict[str, Any]]:
+    """The operations that took most, the same ones of all blocks together: share of the time, ms and calls a step."""
+    names = operation_names(program)
+    total: dict[str, float] = collections.defaultdict(float)
+    calls: dict[str, int] = collections.defaultdict(int)
+    for event, nanoseconds in seen:
+        instruction = event.removeprefix("%").partition(" = ")[0]
+        if instruction in names:  # else a wrapper of others
+            total[names[instruction]] += nanoseconds
+            calls[names[instruction]] += 1
+    whole = sum(total.values())
+    return [
+        {"operation": name, "share": x / whole, "ms": round(x / steps / 1e6, 3), "calls": round(calls[name] / steps, 1)}
+        for name, x in sorted(total.items(), key=lambda item: -item[1])[:SHOWN]
+    ]
+
+
+def operation_names(program: str) -> dict[str, str]:
+    """Instruction of a compiled program → what it does where, as "blocks/*/attn dot_general f32[8192,128], backward"."""
+    names = {}
+    for line in program.splitlines():
+        if match := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(?\w+\[[\d,]*\])?.*? ([\w-]+)\(", line):
+            instruction, shape, kind = match.groups()
+            path = re.search(r'op_name="([^"]*)"', line)
+            told = re.sub(r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/", "", path[1]) if path else kind
+            told = re.sub(r"blocks/\d+", "blocks/*", told.removeprefix("train_step/")).strip("/")
+            names[instruction] = f"{told} {shape or ''}".strip() + (", backward" if path and "transpose(" in path[1] else "")
+    return names
