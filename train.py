@@ -16,7 +16,7 @@ from pathlib import Path
 from vit.config import Config, to_json
 from vit.errors import Stopped, told_to_the_user
 from vit.flags import as_flags, parse_config
-from vit.training.memory import with_huge_pages
+from vit.training.memory import give_back_after_compiling, with_huge_pages
 from vit.training.stop import Stop
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.py"
@@ -42,6 +42,8 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
     from vit.training.trained import trained
     from vit.weights import start
+
+    give_back_after_compiling()
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
     mesh, run = make_mesh(tensor=config.tensor), storage.open_folder(config.workdir)
@@ -113,7 +115,9 @@ def main(config: Config, stop: Stop) -> None:
             }
             before = matmul_speed()
             limit = peak_flops(mesh.devices.flatten(), before)
-            loop = Loop(config, state, train_step, batches, validate, task, mesh, checkpoints, log, stop, meta, limit)
+            loop = Loop(
+                config, state, train_step, batches, validate, task, mesh, checkpoints, log, stop, meta, limit, task.flops
+            )
             begin = time.perf_counter()
             try:
                 loop.run()

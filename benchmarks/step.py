@@ -58,6 +58,7 @@ def ours(config: ViTConfig, side: int, batch: int, mode: str, remat: bool) -> Ca
     from vit.config import AugmentConfig, Config, TfdsData
     from vit.data.augment import make_prepare
     from vit.tasks import make_task
+    from vit.training.memory import give_back_after_compiling
     from vit.training.sharding import make_mesh, place
     from vit.training.state import init_state, make_eval_step, make_train_step
 
@@ -68,6 +69,7 @@ def ours(config: ViTConfig, side: int, batch: int, mode: str, remat: bool) -> Ca
     images = rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
     labels, ids = rng.integers(0, CLASSES, batch).astype(np.int32), np.arange(batch, dtype=np.int32)
     made = {"image": images, "label": labels, "id": ids, "mask": np.ones(batch, bool)}
+    give_back_after_compiling()
     mesh, state = make_mesh(), init_state(task.build, run)
     if mode == "forward":
         forward, params = make_eval_step(task, prepare), state["params"]

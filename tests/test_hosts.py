@@ -9,21 +9,21 @@ from tests.conftest import SMALL, program_environment, run, start
 from vit.training.log import read_metrics
 
 
-def start_two(workdir, *args, alone=False):
-    """Start both; the second has a disk of its own if `alone`: only the first one's folder is the run's."""
+def start_several(workdir, *args, count=2, alone=False):
+    """Start them; all but the first have a disk of their own if `alone`: only the first one's folder is the run's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = {**program_environment(), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    folders = workdir, workdir.parent / "other" if alone else workdir
+    common = {**program_environment(), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    folders = [workdir, *[workdir.parent / "other" if alone else workdir] * (count - 1)]
     return [
         start("train.py", *SMALL, *args, f"--workdir={folder}", env={**common, "JAX_PROCESS_ID": str(i)})
         for i, folder in enumerate(folders)
     ]
 
 
-def ended(processes, codes):
-    outputs = [process.communicate(timeout=300) for process in processes]
+def ended(processes, codes, timeout=300):
+    outputs = [process.communicate(timeout=timeout) for process in processes]
     assert [process.returncode for process in processes] == codes, outputs
     return outputs
 

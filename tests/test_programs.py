@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from orbax.checkpoint import StandardCheckpointer
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
-from tests.conftest import REPO, SMALL, colours, run, start
+from tests.conftest import REPO, SMALL, colours, program_environment, run, start
 from vit.data.sources import Digits
 from vit.errors import UserError
 from vit.training.checkpoint import Checkpoints
@@ -284,3 +285,13 @@ def test_two_trainers_in_one_folder_are_refused(tmp_path):
     assert "another process is training in this folder" in three_lines(err)
     first.kill()
     first.communicate()
+
+
+def test_nothing_is_compiled_after_the_first_step(tmp_path):
+    """Over the end of an epoch, and over validations whose last batch isn't full."""
+    env = {**program_environment(), "JAX_LOG_COMPILES": "1"}
+    flags = ("--batch-size=20", "--steps=70", "--eval-every=30", "--save-every=70")
+    _, err = run("train.py", *SMALL, *flags, f"--workdir={tmp_path / 'run'}", env=env, forked=False)
+    compiled = re.findall(r"Compiling jit\((\S+?)\)", err)
+    assert compiled.count("train_step") == 1
+    assert compiled.count("eval_step") == 2  # one in training, and one of the finished run

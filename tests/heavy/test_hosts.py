@@ -1,4 +1,4 @@
-"""Two processes, of which one is killed, stopped, or mistaken; and runs that go on with another number of processes."""
+"""Several processes, of which one is killed, stopped, or mistaken; and runs that go on with another number of processes."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, program_environment, run
-from tests.test_hosts import assert_same_losses, ended, losses, start_two, wait_for_step
+from tests.test_hosts import assert_same_losses, ended, losses, start_several, wait_for_step
 from tests.test_programs import PICTURES, final_state
 
 
@@ -17,24 +17,25 @@ def test_a_run_goes_on_with_more_or_fewer_processes(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "one")
     shutil.copytree(trained, tmp_path / "two")
     run("train.py", *SMALL, f"--workdir={tmp_path / 'one'}", "--steps=14")
-    ended(start_two(tmp_path / "two", "--steps=14", "--fsdp"), [0, 0])
+    ended(start_several(tmp_path / "two", "--steps=14", "--fsdp"), [0, 0])
     assert_same_losses(losses(tmp_path / "two"), losses(tmp_path / "one"))
     run("train.py", *SMALL, f"--workdir={tmp_path / 'two'}", "--steps=16")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_says_so_and_the_rerun_resumes(tmp_path, victim):
+@pytest.mark.parametrize(("count", "victim"), [(2, 0), (4, 2)])
+def test_when_one_is_killed_the_others_say_so_and_the_rerun_resumes(tmp_path, count, victim):
     workdir, long = tmp_path / "run", ("--steps=200", "--save-every=4")
-    processes = start_two(workdir, *long)
+    processes = start_several(workdir, *long, count=count)
     wait_for_step(workdir, 20, processes)
     processes[victim].kill()
-    _, err = ended(processes, [-signal.SIGKILL if i == victim else 75 for i in range(2)])[1 - victim]
-    assert err.strip().splitlines()[-3:] == [
-        "error: another process of this run has ended",
-        "   at: the network",
-        "  fix: see its log; the same commands on all hosts then resume",
-    ]
-    outputs = ended(start_two(workdir, *long), [0, 0])
+    outputs = ended(processes, [-signal.SIGKILL if i == victim else 75 for i in range(count)], timeout=60)
+    for err in (err for i, (_, err) in enumerate(outputs) if i != victim):
+        assert err.strip().splitlines()[-3:] == [
+            "error: another process of this run has ended",
+            "   at: the network",
+            "  fix: see its log; the same commands on all hosts then resume",
+        ]
+    outputs = ended(start_several(workdir, *long), [0, 0])  # two go on, also of four
     assert f"resuming {workdir} from step " in outputs[0][0]
     run("train.py", *SMALL, *long, f"--workdir={tmp_path / 'whole'}")
     assert_same_losses(losses(workdir), losses(tmp_path / "whole"))
@@ -43,7 +44,7 @@ def test_when_one_is_killed_the_other_says_so_and_the_rerun_resumes(tmp_path, vi
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, told):
     workdir = tmp_path / "run"
-    processes = start_two(workdir, "--steps=5000")
+    processes = start_several(workdir, "--steps=5000")
     wait_for_step(workdir, 20, processes)
     processes[told].send_signal(signal.SIGTERM)
     outputs = ended(processes, [75, 75])
@@ -55,7 +56,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path, told):
 
 def test_a_mistake_on_one_host_ends_both(tmp_path):
     (tmp_path / "file").write_text("")
-    processes = start_two(tmp_path / "file" / "run", alone=False)
+    processes = start_several(tmp_path / "file" / "run", alone=False)
     outputs = ended(processes, [2, 75])
     assert "the run's folder can't be written" in outputs[0][1]
     assert "another process of this run has ended" in outputs[1][1]
@@ -70,10 +71,11 @@ def test_one_process_may_be_distributed_as_well(trained, tmp_path):
     assert json.loads((tmp_path / "run" / "eval.json").read_text()) == json.loads((trained / "eval.json").read_text())
 
 
-def test_two_processes_train_as_one(trained, tmp_path):
-    outputs = ended(start_two(tmp_path / "run", alone=True), [0, 0])
-    assert "2 × cpu" in outputs[0][0]
-    assert "step" not in outputs[1][0]  # the second says nothing
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_train_as_one(trained, tmp_path, count):
+    outputs = ended(start_several(tmp_path / "run", count=count, alone=True), [0] * count)
+    assert f"{count} × cpu" in outputs[0][0]
+    assert not any("step" in out for out, _ in outputs[1:])  # the others say nothing
     assert not (tmp_path / "other").exists()
     assert_same_losses(losses(tmp_path / "run"), losses(trained))
     with np.load(tmp_path / "run" / "predictions.npz") as got, np.load(trained / "predictions.npz") as wanted:

@@ -39,7 +39,7 @@ def test_copies_send_their_gradients_and_fsdp_holds_an_eighth():
     # An all-reduce in a ring sends each number twice but for an eighth.
     assert copies.sent == pytest.approx(2 * 7 / 8 * gradient, rel=0.02)
     assert copies.state == pytest.approx(3 * gradient, rel=0.01)
-    assert cut.state < 1.1 * copies.state / 8
+    assert cut.state < 1.2 * copies.state / 8
     assert cut.memory < copies.memory
 
 
@@ -54,7 +54,7 @@ def test_what_a_device_holds_shrinks_with_their_number(fsdp, tensor):
         if n == tensor:
             continue
         like = jax.tree.leaves(state_shardings(shapes, make_mesh(jax.devices()[:n], tensor), fsdp))
-        assert sum(math.prod(x.sharding.shard_shape(x.shape)) for x in like) < 1.05 * whole / n
+        assert sum(math.prod(x.sharding.shard_shape(x.shape)) for x in like) < 1.1 * whole / n
 
 
 def test_traffic_of_collectives():

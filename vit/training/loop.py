@@ -46,6 +46,7 @@ class Loop:
       mesh, checkpoints, log, stop: see there.
       meta: what goes into every checkpoint beside the state; its "scores" grow with each evaluation.
       limit: FLOP/s that the devices can do, 0 if nobody knows.
+      flops: of one image's forward pass, shrunk to this side (0: not at all).
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Loop:
     stop: Stop
     meta: dict[str, Any]
     limit: float = 0.0
+    flops: Callable[[int], float] = lambda side: 0.0
 
     def __post_init__(self) -> None:
         self.step = int(self.state["step"])
@@ -117,7 +119,7 @@ class Loop:
             self.log.say(told)
         self.step += 1
         self.meter.images += self.config.batch_size
-        self.meter.flops += 3 * self.config.batch_size * self.task.flops(size)
+        self.meter.flops += 3 * self.config.batch_size * self.flops(size)
         if self.compiling:
             jax.block_until_ready(metrics)
             self.compiling = False

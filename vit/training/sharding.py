@@ -83,8 +83,11 @@ def state_shardings(shapes: Any, mesh: Mesh, fsdp: bool) -> Any:
     return jax.tree_util.tree_map_with_path(located, shapes)
 
 
-def on(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """The function; while it is traced, layers that must know the mesh (`vit.models.attention`) see it."""
+def on(like: Any, function: Callable[..., T]) -> Callable[..., T]:
+    """The function; while it is traced, layers that ask for the mesh (`vit.models.attention`) see that of `like`, if given."""
+    if not like:
+        return function
+    mesh = jax.tree.leaves(like)[0].sharding.mesh
 
     @functools.wraps(function)
     def inside(*args: Any, **named: Any) -> T:

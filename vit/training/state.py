@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, Key
 from vit.config import Config
 from vit.models.vit import Params, merge, split
 from vit.training import lora
-from vit.training.memory import give_back_after_compiling
 from vit.training.optim import ema_decay, learning_rate, optimizer
 from vit.training.sharding import on
 from vit.training.trained import trained
@@ -57,7 +56,6 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
     An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
     """
-    give_back_after_compiling()
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
     optim = optimizer(config.optim, config.clip, config.model)
 
@@ -110,8 +108,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         return {**new, **counters}, {"loss": loss, "grad_norm": norm, "lr": lr, "streak": counters["streak"]}
 
     located = (jax.tree.map(lambda x: x.sharding, like), None) if like else None
-    step = on(jax.tree.leaves(like)[0].sharding.mesh, train_step) if like else train_step
-    return jax.jit(step, donate_argnums=0, static_argnames="size", out_shardings=located)
+    return jax.jit(on(like, train_step), donate_argnums=0, static_argnames="size", out_shardings=located)
 
 
 def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:
@@ -121,7 +118,11 @@ def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"
 
 def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
     """(params, batch) → the task's outputs of each example, without augmentation or dropout, jitted."""
-    return jax.jit(lambda params, batch: task.outputs(merge(task.graph, params), prepare(batch, None)))
+
+    def eval_step(params: Params, batch: Batch) -> Array:
+        return task.outputs(merge(task.graph, params), prepare(batch, None))
+
+    return jax.jit(eval_step)
 
 
 def make_feature_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
