@@ -57,8 +57,9 @@ def main(config: Config, stop: Stop) -> None:
     like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
 
     if config.dry_run:
+        lines = estimate(config, jax.devices())  # by all: a program of several processes is compiled by each
         if hosts.primary():
-            print("\n".join(estimate(config, jax.devices())))
+            print("\n".join(lines))
         return
 
     # ---- where: the run's folder, locked, and what an earlier process left there ----

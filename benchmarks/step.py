@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def theirs(name: str, config: ViTConfig, side: int, batch: int, mode: str) -> Ca
 
     from benchmarks.peers import BUILD, logits, train_step
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     name, _, compiled = name.partition(", ")
     model = BUILD[name](config, side, CLASSES)
@@ -109,8 +110,6 @@ def theirs(name: str, config: ViTConfig, side: int, batch: int, mode: str) -> Ca
 
 def onnx(config: ViTConfig, side: int, batch: int) -> Callable[[], Any]:
     """The plain PyTorch model in ONNX Runtime."""
-    import tempfile
-
     import onnxruntime
     import torch
 
@@ -141,7 +140,7 @@ def matmuls(name: str, config: ViTConfig, side: int, batch: int) -> Callable[[],
     if name == "matmul (torch)":
         import torch
 
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in pairs]
         return lambda: [a @ b for a, b in tensors]
     import jax
@@ -185,9 +184,9 @@ class Process:
     def __init__(self, name: str, model: str, mode: str):
         command = [sys.executable, __file__, "--contender", name, "--models", model, "--mode", mode]
         env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py sets it; for all, it helps who it helps
-        self.pipe = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-        )
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.pipe = subprocess.Popen(command, text=True, env=env, **pipes)
         self.seconds: list[float] = []  # the median of each round
         self.ready = self._answer()["ready"]
         self.turn(1)
@@ -195,11 +194,11 @@ class Process:
 
     def _answer(self) -> dict[str, Any]:
         assert self.pipe.stdout
-        assert self.pipe.stderr
         while line := self.pipe.stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(self.pipe.stderr.read())
+        self.errors.seek(0)
+        raise RuntimeError(self.errors.read())
 
     def turn(self, count: int = 0) -> None:
         """Its steps of one round."""

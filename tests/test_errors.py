@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import http.server
+import importlib.util
 import io
 import itertools
 import json
@@ -25,8 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 import eval as eval_program
 import vit
@@ -75,6 +78,7 @@ from vit.tasks import make_task
 from vit.training import probe, storage
 from vit.training.checkpoint import Checkpoints, Found
 from vit.training.defaults import resolve
+from vit.training.estimate import topology
 from vit.training.evaluate import Trained, evaluate_split, open_run
 from vit.training.hosts import joined
 from vit.training.sharding import check_batch_size, make_mesh
@@ -235,6 +239,15 @@ def same_names(at: At) -> None:
 def lost(at: At) -> None:
     # Made when the module is imported; tests/test_hosts.py sees it printed when a process is killed.
     raise runpy.run_path(str(REPO / "vit" / "training" / "hosts.py"))["LOST"]
+
+
+def no_such_slice(at: At) -> None:
+    def refuse(name: str, platform: str) -> None:
+        raise RuntimeError(f"INVALID_ARGUMENT: no default TPU topology for {name!r}")
+
+    at.patch.setattr(importlib.util, "find_spec", lambda name: object())
+    at.patch.setattr(topologies, "get_topology_desc", refuse)
+    topology("v5e:3x5")
 
 
 def distributed(at: At) -> None:
@@ -543,6 +556,10 @@ CASES: dict[str, Callable[[At], Any]] = {
     "unknown store": lambda at: open_folder("ftp://bucket/run"),
     "store without its package": program("train.py", *SMALL, "--workdir=gs://bucket/run"),
     "batch that the devices can't share": lambda at: check_batch_size(72, 2, make_mesh()),
+    "devices of a host that don't make rows": lambda at: make_mesh(jax.devices(), 3),
+    "estimate of nothing": lambda at: cli.run(["estimate", "--topology", "v5e:2x2"]),
+    "estimate for TPUs without libtpu": lambda at: topology("v5e:2x2"),
+    "no such slice of TPUs": no_such_slice,
     "no coordinator": program("train.py", "--distributed"),
     "a count of processes that isn't one": distributed,
     "another process lost": lost,

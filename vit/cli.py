@@ -9,6 +9,7 @@ from vit.config import BoxData, FolderData, MaskData, TfdsData
 from vit.data.prepare import prepare
 from vit.errors import UserError, told_to_the_user
 from vit.flags import parse, parse_config
+from vit.limits import flag
 from vit.training.stop import Stop
 
 USAGE = """usage: vit check DIR [--out FOLDER] [--data.bad-images skip]      (looks at images before you train)
@@ -174,9 +175,22 @@ def estimated(args: list[str]) -> None:
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         raise UserError("vit estimate needs a configuration", "the command line", "give --config configs/imagenet.py")
     config = parse_config(args, Path())
+    from vit.data.sources import describe, open_source
     from vit.training.estimate import estimate, topology
+    from vit.training.storage import open_folder
+    from vit.weights.start import prepare, settle
 
-    print("\n".join(estimate(config, topology(name))))
+    devices = topology(name)
+    config, weights, lines = settle(config, open_folder(config.workdir))
+    if config.auto:
+        try:
+            source = open_source(config.data, "train")
+        except UserError:
+            lines.append(f"not chosen, for the data isn't here: {', '.join(map(flag, config.auto))}")
+        else:
+            config, _, more = prepare(config, weights, describe(source), len(source))
+            lines += more
+    print("\n".join([*lines, *estimate(config, devices)]))
 
 
 def converted(args: list[str]) -> None:

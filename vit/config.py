@@ -245,7 +245,8 @@ def _contradictions(config: Any) -> Iterator[tuple[Any, str, str]]:
         what = f"--batch-size {config.batch_size} can't be cut into --accumulate {config.accumulate} equal microbatches"
         yield config.batch_size % config.accumulate, what, "a batch size that --accumulate divides"
         what = f"--tensor {config.tensor} devices can't share {config.model.heads} heads"
-        yield config.model.heads % config.tensor, what, "a number that divides --model.heads"
+        known = "model.heads" not in config.auto  # else weights will say
+        yield known and config.model.heads % config.tensor, what, "a number that divides --model.heads"
         sizes, until = config.schedule.sizes, config.schedule.until
         what = f"--schedule.sizes has {len(sizes)} values, --schedule.until {len(until)}"
         yield len(sizes) != len(until), what, "a share of the steps for each size"

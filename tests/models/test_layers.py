@@ -234,6 +234,7 @@ def test_long_sequences_go_the_device_s_way(monkeypatch):
         monkeypatch.setattr(module, name, lambda q, k, v, mask=None, name=name: taken.append(name) or q)
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: taken.append(implementation) or q)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(module, "cudnn_takes", lambda q: True)
     short, long = jnp.zeros((1, 2, module.LONG, 8), jnp.bfloat16), jnp.zeros((1, 2, module.LONG + 1, 8), jnp.bfloat16)
     for device in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr(module, "platform", lambda device=device: device)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -62,19 +61,24 @@ def test_traffic_of_collectives():
 %inner (p: f32[4]) -> f32[4] {
   %a = f32[1024]{0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={0}
 }
+%all-reduce-scatter.3 (p: f32[16]) -> f32[4] {
+  %a = f32[16]{0} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%add
+}
 ENTRY %main (p: f32[4]) -> f32[4] {
   %b = (bf16[100]{0}, f32[10]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
   %c = f32[8]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8], to_apply=%add
   %e = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %g = (f32[10]{0}, f32[10]{0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}
+  %h = f32[4]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   %f = f32[10]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
   %d = f32[4] while(%z), condition=%cond, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert estimate.sent(program) == (200 + 40) * 2 / 2 + 32 * 3 + 3 * 4096 * 7 / 8 + 40 + 40 * 2 * 3 / 4
+    assert estimate.sent(program) == (200 + 40) * 2 / 2 + 32 * 3 + 3 * 4096 * 7 / 8 + 40 + 40 + 64 * 3 / 4 + 40 * 2 * 3 / 4
 
 
 @pytest.mark.parametrize(
-    ("room", "batch", "found"), [(1000, 16, 88), (400, 16, 24), (104, 64, 0), (200, 64, 8), (200, 256, 0), (1e9, 8, 99999984)]
+    ("room", "batch", "found"), [(1000, 16, 88), (400, 16, 24), (104, 64, 0), (200, 64, 8), (100, 64, 0), (1e9, 8, 99999984)]
 )
 def test_the_largest_batch_is_one_that_was_compiled(room, batch, found):
     asked = []
@@ -86,7 +90,7 @@ def test_the_largest_batch_is_one_that_was_compiled(room, batch, found):
     most = estimate.largest_batch(memory, batch, 8, room)
     assert most == found
     assert most in asked or not most
-    assert len(asked) <= 6
+    assert len(asked) <= 8
 
 
 def told(*args):
@@ -111,7 +115,7 @@ def test_the_command(monkeypatch):
         assert any(line.startswith(start) for line in text.splitlines()), text
     with pytest.raises(UserError, match="needs a configuration"):
         told("--topology", "v5e:2x2")
-    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setattr(estimate.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs libtpu"):
         told("--config", REPO / "configs/digits.py", "--topology=v5e:2x2")
 

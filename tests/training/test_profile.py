@@ -4,7 +4,7 @@ import json
 
 from tests.conftest import SMALL, run
 from vit.training.log import Meter
-from vit.training.profile import operation_names, top_operations
+from vit.training.profile import Profile, operation_names, top_operations
 
 PROGRAM = """HloModule jit_train_step
 ENTRY %main {
@@ -12,6 +12,7 @@ ENTRY %main {
   %dot.2 = f32[8,16]{1,0} dot(%a, %b), metadata={op_name="jit(train_step)/jvp(blocks/1)/attn/dot_general"}
   ROOT %add.7 = f32[8]{0} add(%c, %d), metadata={op_name="jit(train_step)/transpose(jvp(blocks/1))/mlp/add"}
   %copy = f32[2] copy(%e)
+  %loop = (f32[2], s32[]) while(%t), condition=%c, body=%b
 }
 """
 
@@ -21,6 +22,7 @@ def test_names_say_what_where():
     assert names["dot.1"] == names["dot.2"] == "blocks/*/attn/dot_general f32[8,16]"
     assert names["add.7"] == "blocks/*/mlp/add f32[8], backward"
     assert names["copy"] == "copy f32[2]"
+    assert "loop" not in names
 
 
 def test_the_same_operation_of_all_blocks_is_one_line():
@@ -37,6 +39,18 @@ def test_flops_a_second_as_a_share_of_the_limit():
     speed = meter.speed()
     assert abs(speed["flops_per_s"] / 5e8 - 1) < 0.01
     assert abs(speed["mfu"] / 0.5 - 1) < 0.01
+
+
+def test_a_trace_that_training_leaves_or_comes_back_to_is_ended(tmp_path):
+    profile = Profile(tmp_path, 5, 0)
+    for step in (2, 3, 4, 3, 4):  # back from 4 to 3
+        profile.before(step, ())
+        assert profile.after(step, (), lambda: "") == ""
+    profile.end()
+    profile.end()
+    profile.before(9, ())  # once is enough
+    assert not profile.tracing
+    assert not (tmp_path / "profile.json").exists()
 
 
 def test_a_run_that_is_traced_says_what_took_its_time(tmp_path):

@@ -19,16 +19,17 @@ def attend(
     """The same as `attention`, in the way that suits the device and the number of keys.
 
     Up to `LONG` keys XLA has it all: the matrices of weights are small. Larger ones are never whole in memory: on a GPU cuDNN's
-    kernel goes through them (of 16-bit numbers), on a TPU the Pallas kernel that JAX ships, elsewhere, and with a mask, it is
-    done a few queries at a time.
+    kernel goes through them (of 16-bit numbers, on Ampere and newer), on a TPU the Pallas kernel that JAX ships, elsewhere,
+    and with a mask, it is done a few queries at a time.
     """
     if k.shape[-2] <= LONG:
         return attention(q, k, v, mask)
-    if mask is None and platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0:
+    if mask is None and platform() == "gpu" and cudnn_takes(q):
         turned = (x.swapaxes(1, 2) for x in (q, k, v))
         return jax.nn.dot_product_attention(*turned, implementation="cudnn").swapaxes(1, 2)
     # XLA can't cut a kernel over devices that it isn't told of: evaluation on several goes without.
-    if mask is None and platform() == "tpu" and (jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty):
+    told = {"data", "tensor"} <= set(jax.sharding.get_abstract_mesh().axis_names)
+    if mask is None and platform() == "tpu" and (jax.device_count() == 1 or told):
         return tpu_attention(q, k, v)
     return long_attention(q, k, v, mask)
 
@@ -37,6 +38,13 @@ def platform() -> str:
     """What the program being traced will run on, "cpu", "gpu" or "tpu": the mesh that is set, else what is here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def cudnn_takes(q: Array) -> bool:
+    """Whether cuDNN's attention is for such queries, and for the GPU that is here."""
+    device = jax.devices()[0]
+    new = "cuda" in device.client.platform_version.lower() and float(device.compute_capability) >= 8
+    return new and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def attention_weights(
@@ -66,7 +74,8 @@ def attention(
     """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
     v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
     if mask is None:
-        return _unmasked(q, k, v)
+        batch = jnp.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v)))
+        return _unmasked(*(jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (q, k, v)))
     return jnp.matmul(attention_weights(q, k, mask).astype(v.dtype), v)
 
 
@@ -90,7 +99,8 @@ def _backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]
     total = jnp.sum(y.astype(jnp.float32) * dy, axis=-1, keepdims=True)
     dscores = weights * (jnp.matmul(dy, v.mT, preferred_element_type=jnp.float32) - total)
     dscores = (dscores * q.shape[-1] ** -0.5).astype(q.dtype)
-    return jnp.matmul(dscores, k), jnp.matmul(dscores.mT, q), jnp.matmul(weights.mT, dy)
+    dq, dk, dv = jnp.matmul(dscores, k), jnp.matmul(dscores.mT, q), jnp.matmul(weights.mT, dy)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 _unmasked.defvjp(_forward, _backward)
@@ -139,7 +149,7 @@ def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[A
         return y[:, :, : q.shape[2]]
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual:
+    if not {"data", "tensor"} <= set(mesh.axis_names) or mesh.are_all_axes_manual:
         return kernel(q, k, v)
     spec = PartitionSpec("data", "tensor")
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
@@ -147,8 +157,7 @@ def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[A
 
 def heads_are_shared() -> bool:
     """Whether the mesh that is set gives several devices to each example: its axis `tensor` goes over the heads."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.shape["tensor"] > 1
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1
 
 
 def spread(x: Array, *axes: str | None) -> Array:

@@ -74,7 +74,7 @@ class Eomt(ViT):
         x = out["embedded"] = self.embed(images, keys)
         Q, rotate, masked = self.head.queries.shape[0], self.rotation(grid), not (isinstance(anneal, float) and anneal == 0)
         out["blocks"], out["layers"], weights = [], [], []
-        for i, block in enumerate(self.blocks):
+        for i in range(len(self.blocks)):
             if i == first:
                 queries = jnp.broadcast_to(self.head.queries[...].astype(x.dtype), (len(x), Q, x.shape[-1]))
                 x, rotate, mask = jnp.concatenate([queries, x], axis=1), self.rotation(grid, Q), widened(mask, x.shape[1], Q)
@@ -84,7 +84,7 @@ class Eomt(ViT):
                 share = jnp.broadcast_to(jnp.asarray(anneal, jnp.float32), (self.joined,))[i - first]
                 shown = _shown(out["layers"][-1]["masks"], grid, share, fold_in(keys, len(self.blocks) + 1 + i))
                 among = _restricted(mask, shown, x.shape[1])
-            x, w = block(x, fold_in(keys, i), among, attention, rotate)
+            x, w = self.through(i, x, grid, fold_in(keys, i), among, attention, rotate)
             out["blocks"].append(x[:, Q:] if i >= first else x)
             weights.append(w)
         if attention:

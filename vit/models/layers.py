@@ -78,7 +78,8 @@ def _norm_backward(eps: float, saved: tuple[Array, ...], dy: Array) -> tuple[Arr
     unit, dunit = (x.astype(jnp.float32) - mean) * inverse, dy * scale
     along, across = dunit.mean(axis=-1, keepdims=True), (dunit * unit).mean(axis=-1, keepdims=True)
     tokens = tuple(range(dy.ndim - 1))
-    return (inverse * (dunit - along - unit * across)).astype(x.dtype), (dy * unit).sum(tokens), dy.sum(tokens)
+    dx = (inverse * (dunit - along - unit * across)).astype(x.dtype)
+    return dx, (dy * unit).sum(tokens).astype(scale.dtype), dy.sum(tokens).astype(scale.dtype)
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
@@ -245,7 +246,7 @@ def recomputed(block: nnx.Module, x: Float[Array, "B N D"], *rest: Any) -> Float
     """block(x, *rest)[0], of which nothing is kept for the backward pass but x: there it is computed once more.
 
     What `jax.checkpoint` does. But its barrier, which keeps the second pass from being done along with the first, is gone when
-    XLA's CPU compiler orders the work, and nothing is saved: here the second pass needs a number of the gradient, zero.
+    XLA's CPU compiler orders the work, and nothing is saved: here the second pass needs numbers of the gradient, zeros.
     """
     graph, params = nnx.split(block)
 
@@ -257,7 +258,7 @@ def recomputed(block: nnx.Module, x: Float[Array, "B N D"], *rest: Any) -> Float
 
     def backward(saved: tuple[Any, Array], dy: Array) -> tuple[Any, Array]:
         params, x = saved
-        zero = jnp.minimum(jnp.abs(dy.ravel()[0]), 0)
+        zero = jnp.minimum(jnp.abs(dy[:, :1, :1]), 0)
         return jax.vjp(run, params, x + zero)[1](dy)
 
     twice = jax.custom_vjp(run)

@@ -148,7 +148,7 @@ class ViT(nnx.Module):
         rotate: Callable[[Array], Array] | None,
     ) -> tuple[Float[Array, "B N D"], Any]:
         """Block i; a subclass may cut the patches, `grid` of them behind the other tokens, into windows before."""
-        if self.config.remat and not attention and mask is None:
+        if self.config.remat and not attention:
             return recomputed(self.blocks[i], x, keys, mask, attention, rotate), None
         return self.blocks[i](x, keys, mask, attention, rotate)
 

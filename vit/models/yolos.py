@@ -72,8 +72,8 @@ class Yolos(ViT):
         own = jnp.broadcast_to(self.head.tokens[...].astype(x.dtype), (len(x), Q, x.shape[-1]))
         x, rotate, middle = jnp.concatenate([own, x], axis=1), self.rotation(grid, Q), self._middle(grid)
         out["blocks"], out["layers"], weights = [], [], []
-        for i, block in enumerate(self.blocks):
-            x, w = block(x, fold_in(keys, i), mask, attention, rotate)
+        for i in range(len(self.blocks)):
+            x, w = self.through(i, x, grid, fold_in(keys, i), mask, attention, rotate)
             x = x + middle[i].astype(x.dtype) if middle is not None and i < len(middle) else x
             out["blocks"].append(x[:, Q:])
             weights.append(w)

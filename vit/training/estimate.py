@@ -6,10 +6,12 @@ For TPUs that takes libtpu (`tpu-plan`), and no TPU. Times are those of the roof
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,18 +19,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit.config import AugmentConfig, Config, FolderData, TfdsData
-from vit.data.augment import make_prepare
+from vit.data.augment import make_prepare, preprocessing
 from vit.data.sources import describe, open_source
 from vit.errors import UserError
 from vit.tasks import make_task
 from vit.training.hardware import CHIPS, GIB, Chip
 from vit.training.log import matmul_speed
+from vit.training.optim import image_size
 from vit.training.sharding import check_batch_size, make_mesh, state_shardings
 from vit.training.state import init_state, make_train_step
 
 KNOWN = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet2012": (1000, 224)}  # classes, side of images that aren't cropped
 ASSUMED_MFU = 0.5
-TRIALS = 4  # batches, each half of the one before, until none is said to fit
+TRIALS = 6  # batches, each half of the one before, until none is said to fit
 
 
 class Step(NamedTuple):
@@ -48,15 +51,13 @@ def topology(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     where = f"--topology {name}"
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("this needs libtpu", where, "uv run --extra tpu-plan vit estimate …")
     try:
         with _silent():
             return list(topologies.get_topology_desc(name, platform="tpu").devices)
-    except (ImportError, ModuleNotFoundError, FileNotFoundError) as error:
-        raise UserError("this needs libtpu", where, "uv run --extra tpu-plan vit estimate …") from error
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        if "libtpu" in str(error) or "not installed" in str(error):
-            raise UserError("this needs libtpu", where, "uv run --extra tpu-plan vit estimate …") from error
-        what = f"there is no such topology: {str(error).splitlines()[0]:.80}"
+        what = f"libtpu doesn't make it: {str(error).splitlines()[0]:.100}"
         raise UserError(what, where, "give cpu, or a slice as v5e:4x4, v6e:2x2, v5p:2x2x1, v4:2x2x1") from error
 
 
@@ -80,22 +81,23 @@ def described(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray], st
         example = {name: np.asarray(x) for name, x in source[0].items() if name != "bad"}
         return describe(source), example, ""
     except UserError:
-        if not isinstance(config.data, TfdsData | FolderData):
+        data: Any = config.data
+        if not isinstance(data, TfdsData | FolderData) or (Path(data.dir).expanduser() / getattr(data, "name", "")).exists():
             raise
     classes, side = KNOWN.get(getattr(config.data, "name", ""), (1000, 224))
-    side = config.data.size or side
-    data = {"dataset": "data that isn't here", "class_names": list(map(str, range(classes)))}
-    data |= {"image_size": [side, side], "channels": 3}
+    side = data.size or side
+    told = {"dataset": "data that isn't here", "class_names": list(map(str, range(classes)))}
+    told |= {"image_size": [side, side], "channels": 3}
     example = {"image": np.zeros((side, side, 3), np.uint8), "label": np.int32(0), "id": np.int32(0)}
     return (
-        data,
+        told,
         {name: np.asarray(x) for name, x in example.items()},
         f"{classes:,} classes at {side}x{side}: the data isn't here",
     )
 
 
 def compiled(config: Config, task: Any, example: dict[str, np.ndarray], mesh: Mesh) -> Step:
-    """The training step for these devices. Raises `MemoryError` if the compiler says that it doesn't fit."""
+    """The training step for these devices. Raises `MemoryError(bytes)` if the compiler says that it doesn't fit."""
     like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shapes = {name: ((config.batch_size, *x.shape), x.dtype) for name, x in {**example, "mask": np.bool_(True)}.items()}
@@ -106,12 +108,14 @@ def compiled(config: Config, task: Any, example: dict[str, np.ndarray], mesh: Me
             program = step.lower(like, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise MemoryError(str(error)) from error
+            used = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
+            raise MemoryError(float(used[1]) * 1024 ** " KMG".index(used[2]) if used else float("inf")) from error
         raise
     plan, cost = program.memory_analysis(), program.cost_analysis() or {}
     most = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     state = sum(x.dtype.itemsize * np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(like))
-    return Step(most, int(state), cost.get("bytes accessed", 0.0), sent(program.as_text()))
+    moved = config.accumulate * cost.get("bytes accessed", 0.0)  # XLA counts a loop's inside once
+    return Step(most, int(state), moved, sent(program.as_text()))
 
 
 def sent(program: str) -> float:
@@ -127,7 +131,9 @@ def sent(program: str) -> float:
                 total += _traffic(found[1], found[2], line)
             for inner in re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line):
                 turns = re.search(r'known_trip_count":\{"n":"(\d+)"', line) if "body=" in line else None
-                total += of(inner) * (int(turns[1]) if turns else 1)
+                # A TPU's reduce-scatter is written as a fusion around an all-reduce, of whose two rounds it takes one.
+                share = 0.5 if inner.startswith("all-reduce-scatter") else 1
+                total += share * of(inner) * (int(turns[1]) if turns else 1)
         return total
 
     return of(entry[1]) if entry else 0.0
@@ -140,8 +146,9 @@ def _traffic(result: str, kind: str, line: str) -> float:
     """Bytes that each of a ring of n devices sends for one collective with this result."""
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
     sizes = [WIDTH.get(dtype, 4) * float(np.prod([int(n) for n in dims.split(",") if n])) for dtype, dims in shapes]
-    if "-start(" in line and kind != "all-reduce":
-        sizes = sizes[len(sizes) // 2 :]  # operands beside results
+    if "-start(" in line and kind != "all-reduce":  # operands beside results, and counters
+        sizes = [size for size, (dtype, dims) in zip(sizes, shapes, strict=True) if dims or dtype not in ("u32", "s32")]
+        sizes = sizes[len(sizes) // 2 :]
     n = _group(line)
     share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}.get(kind, (n - 1) / n)
     return share * sum(sizes) if n > 1 else 0.0
@@ -182,14 +189,15 @@ def largest_batch(compile_for: Callable[[int], float], batch: int, unit: int, ro
 
 
 def room_of(devices: list[Any]) -> tuple[Chip, str]:
-    """What one of these devices can do, and where that is from. Raises `UserError` for an unknown kind."""
+    """What one of these devices can do (0: not known), and where that is from. Of those here JAX says what memory it takes."""
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
+        here = jax.local_device_count()
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return Chip(1e9 * matmul_speed(), memory / len(devices), 0.0, 0.0), "a float32 matmul measured just now"
-    if kind not in CHIPS:
-        raise UserError(f"nothing is known of {kind}", "--topology", f"known are {', '.join(CHIPS)}")
-    return CHIPS[kind], "the data sheet, 16-bit"
+        return Chip(1e9 * matmul_speed() / here, memory / here, 0.0, 0.0), "a float32 matmul measured just now"
+    chip = CHIPS.get(kind, Chip(0.0, float("inf"), 0.0, 0.0))
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.memory) if devices[0] in jax.devices() else chip.memory
+    return chip._replace(memory=limit), "the data sheet, 16-bit"
 
 
 def estimate(config: Config, devices: list[Any]) -> list[str]:
@@ -199,25 +207,29 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
     chip, source = room_of(devices)
     data, example, assumed = described(config)
     task = make_task(config.task, config.model, data)
+    preprocessing(config.data, data)
     state = jax.eval_shape(lambda: init_state(task.build, config))
     parameters, saved = (
         sum(int(of(x)) for x in jax.tree.leaves(tree)) for of, tree in ((_size, state["params"]), (_bytes, state))
     )
     once, B, n = task.flops(), config.batch_size, mesh.size
     compilations: dict[int, Step | None] = {}
+    refused: dict[int, float] = {}
 
     def compile_for(batch: int) -> float:
         if batch not in compilations:
             print(f"compiling for a batch of {batch:,} …", file=sys.stderr, flush=True)
             try:
                 compilations[batch] = compiled(dataclasses.replace(config, batch_size=batch), task, example, mesh)
-            except MemoryError:
-                compilations[batch] = None
+            except MemoryError as error:
+                compilations[batch], refused[batch] = None, max(error.args[0], 1.001 * chip.memory)
         found = compilations[batch]
-        return found.memory if found else float("inf")
+        return found.memory if found else refused[batch]
 
     compile_for(B)
     step, most = compilations[B], largest_batch(compile_for, B, mesh.shape["data"] * config.accumulate, chip.memory)
+    sides = [image_size(config.schedule, i, 100) for i in range(100)]  # the run's, in its hundredths
+    mean = sum(task.flops(side) for side in sides) / len(sides)
     kept = (config.keep + 2) * saved / 1e6
     spread = "FSDP" if config.fsdp else "a copy of the state on each"
     side = "x".join(map(str, data["image_size"]))
@@ -227,8 +239,12 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
         f"devices: {n} × {devices[0].device_kind}, {spread}, --tensor {config.tensor}",
         _memory(step, B, chip),
         f"largest batch that fits: {most:,}" if most else "largest batch that fits: none of those tried",
-        *(_times(step, (4 if config.model.remat else 3) * once * B / n, n, chip) if step else []),
-        _speed(3 * once, B, config.steps, n * chip.flops),
+        *(_times(step, (4 if config.model.remat else 3) * once * B / n, n, chip) if step and chip.flops else []),
+        *(
+            [_speed(3 * mean, B, config.steps, n * chip.flops)]
+            if chip.flops
+            else [f"nothing is known of {devices[0].device_kind}"]
+        ),
         f"disk: {saved / 1e6:,.1f} MB a checkpoint, {kept:,.0f} MB for the {config.keep} newest, the best and one in writing",
         f"(estimates: {chip.flops / 1e12:.4g} TFLOP/s a device, {source}; work spread evenly, collectives in rings)",
     ]

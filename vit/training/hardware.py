@@ -1,5 +1,6 @@
 """What devices can do by their makers' data sheets, and what memory a process has taken."""
 
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ class Chip(NamedTuple):
 
 
 GIB = 2**30
-# By `device_kind`: cloud.google.com/tpu/docs and NVIDIA's data sheets, without sparsity. Links: all of a chip's, in both
-# directions for TPUs and in one for GPUs.
+# By `device_kind`: cloud.google.com/tpu/docs and NVIDIA's data sheets, without sparsity. Links: all of a chip's, in one
+# direction.
 CHIPS = {
     "TPU v4": Chip(275e12, 32 * GIB, 1.23e12, 300e9),
     "TPU v5 lite": Chip(197e12, 16 * GIB, 0.82e12, 200e9),
@@ -34,7 +35,7 @@ CHIPS = {
 def peak_flops(devices: Any, matmul_gflops: float) -> float:
     """FLOP/s of these devices together, at the most; 0 for an unknown kind. On a CPU what a matmul was measured to do."""
     if devices[0].platform == "cpu":
-        return 1e9 * matmul_gflops
+        return 1e9 * matmul_gflops * len({device.process_index for device in devices})
     kind = devices[0].device_kind
     return len(devices) * CHIPS[kind].flops if kind in CHIPS else 0.0
 
@@ -44,8 +45,9 @@ def peak_memory() -> int:
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return max(int(x["peak_bytes_in_use"]) for x in stats if x)
-    import resource
-    import sys
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024

@@ -75,6 +75,12 @@ class Loop:
 
     def run(self) -> State:
         """The state after the last step. Raises `Stopped` on a signal, `UserError` if training can't go on."""
+        try:
+            return self._run()
+        finally:
+            self.profile.end()
+
+    def _run(self) -> State:
         config = self.config
         if self.step == 0:  # so that there's always something to go back to
             self.save()
@@ -117,6 +123,7 @@ class Loop:
         self.state, metrics = self.train_step(self.state, placed, size)
         if told := self.profile.after(self.step, self.state, lambda: program(self.train_step, self.state, placed, size)):
             self.log.say(told)
+            self.meter = Meter(self.limit)
         self.step += 1
         self.meter.images += self.config.batch_size
         self.meter.flops += 3 * self.config.batch_size * self.flops(size)

@@ -17,12 +17,16 @@ SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def with_huge_pages() -> None:
     """Start this process anew with huge pages for malloc, where the system gives them to who asks; once, before any work.
 
-    malloc reads its settings when a process begins, never later. A GLIBC_TUNABLES of the user's own is left alone.
+    malloc reads its settings when a process begins, never later. A GLIBC_TUNABLES of the user's own is left alone, and so is a
+    process that isn't this program alone: a notebook's, a debugger's.
     """
-    if "GLIBC_TUNABLES" in os.environ or not SYSTEM.is_file() or "[madvise]" not in SYSTEM.read_text():
+    alone = sys.orig_argv[-len(sys.argv) :] == sys.argv and sys.gettrace() is None and "debugpy" not in sys.modules
+    if not alone or "GLIBC_TUNABLES" in os.environ:
         return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     with contextlib.suppress(OSError):
+        if "[madvise]" not in SYSTEM.read_text():
+            return
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -31,7 +35,7 @@ def give_back_after_compiling() -> None:
     """From now on what a long compilation freed (200 MB for S/16's step) goes back to the system before the first step."""
     import jax
 
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         trim = ctypes.CDLL(None).malloc_trim
 
         def compiled(event: str, duration_secs: float, **kwargs: str | int) -> None:

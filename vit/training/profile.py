@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,26 +26,37 @@ class Profile:
 
     def __init__(self, workdir: Path, count: int, step: int):
         self.workdir, self.count, self.first = workdir, count if primary() else 0, step + AFTER
-        self.folder = Path(tempfile.mkdtemp(prefix="vit-")) if count and is_remote(workdir) else workdir / "trace"
+        self.kept = not is_remote(workdir)
+        self.folder = workdir / "trace" if self.kept or not self.count else Path(tempfile.mkdtemp(prefix="vit-"))
+        self.tracing = self.done = False
 
     def before(self, step: int, state: Any) -> None:
         """To be called before update `step`, counted from 0: begins the trace when it's time."""
-        if self.count and step == self.first:
+        if self.count and step >= self.first and not (self.tracing or self.done):
             jax.block_until_ready(state)
+            self.first, self.tracing = step, True
             jax.profiler.start_trace(str(self.folder))
 
     def after(self, step: int, state: Any, program: Callable[[], str]) -> str:
         """To be called after it; `program` gives the compiled step as text. What to tell when the trace is done, else ""."""
-        if not self.count or step + 1 != self.first + self.count:
+        if not self.tracing or step + 1 < self.first + self.count:
             return ""
         jax.block_until_ready(state)
-        jax.profiler.stop_trace()
+        self.end()
         found = sorted(self.folder.rglob("*.xplane.pb"))[-1]
         rows = top_operations(events(jax.profiler.ProfileData.from_file(str(found))), program(), self.count)
         write_atomically(self.workdir / "profile.json", json.dumps({"steps": self.count, "operations": rows}, indent=1) + "\n")
+        if not self.kept:
+            shutil.rmtree(self.folder)
         return (
             f"traced {self.count} updates: {rows[0]['share']:.0%} is {rows[0]['operation']}" if rows else "the trace is empty"
         )
+
+    def end(self) -> None:
+        """No more tracing: the trace is whole, or training ended before."""
+        if self.tracing:
+            self.tracing, self.done = False, True
+            jax.profiler.stop_trace()
 
 
 def program(step: Any, *args: Any) -> str:
@@ -53,11 +65,14 @@ def program(step: Any, *args: Any) -> str:
 
 
 def events(trace: Any) -> Iterable[tuple[str, float]]:
-    """Name and nanoseconds of what ran on the devices; on a CPU, of what ran on XLA's threads."""
+    """Instruction and nanoseconds of what ran of a training step on the devices; on a CPU, on XLA's threads."""
     for plane in trace.planes:
         for line in plane.lines:
             if line.name == "XLA Ops" or line.name.startswith(("tf_XLA", "Stream")):
-                yield from ((event.name, event.duration_ns) for event in line.events)
+                for event in line.events:
+                    told = dict(event.stats)  # a GPU's kernels have names of their own
+                    if "train_step" in str(told.get("hlo_module", "train_step")):
+                        yield str(told.get("hlo_op", event.name)), event.duration_ns
 
 
 def top_operations(seen: Iterable[tuple[str, float]], program: str, steps: int) -> list[dict[str, Any]]:
@@ -83,6 +98,8 @@ def operation_names(program: str) -> dict[str, str]:
     for line in program.splitlines():
         if match := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\(?\w+\[[\d,]*\])?.*? ([\w-]+)\(", line):
             instruction, shape, kind = match.groups()
+            if kind in ("while", "conditional", "call"):  # their insides are counted
+                continue
             path = re.search(r'op_name="([^"]*)"', line)
             told = re.sub(r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/", "", path[1]) if path else kind
             told = re.sub(r"blocks/\d+", "blocks/*", told.removeprefix("train_step/")).strip("/")

@@ -29,8 +29,8 @@ def make_mesh(devices: list[Any] | None = None, tensor: int = 1) -> Mesh:
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     here = collections.Counter(device.process_index for device in devices)
-    if any(count % tensor for count in here.values()):
-        what = f"--tensor {tensor} can't be made of the {min(here.values())} devices of a host"
+    if odd := [count for count in here.values() if count % tensor]:
+        what = f"--tensor {tensor} can't be made of the {odd[0]} devices of a host"
         raise UserError(what, "the command line", "give a number that divides them")
     return Mesh(np.array(devices).reshape(-1, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
@@ -39,9 +39,10 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise `UserError` if the devices can't share each microbatch evenly."""
     rows = mesh.shape["data"]
     if batch_size % (rows * accumulate):
-        what = f"--batch-size {batch_size} can't be shared by {rows} devices"
+        rows_of = f" rows of {mesh.size // rows}" if rows < mesh.size else ""
+        what = f"--batch-size {batch_size} can't be shared by {rows}{rows_of} devices"
         what += f" in {accumulate} microbatches" if accumulate > 1 else ""
-        fix = f"give a multiple of {rows * accumulate} (devices × --accumulate)"
+        fix = f"give a multiple of {rows * accumulate} (devices{' / --tensor' if rows_of else ''} × --accumulate)"
         raise UserError(what, "the command line", fix)
 
 

@@ -119,7 +119,7 @@ def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"
 def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
     """(params, batch) → the task's outputs of each example, without augmentation or dropout, jitted."""
 
-    def eval_step(params: Params, batch: Batch) -> Array:
+    def eval_step(params: Params, batch: Batch) -> Any:
         return task.outputs(merge(task.graph, params), prepare(batch, None))
 
     return jax.jit(eval_step)
