@@ -70,7 +70,8 @@ def events(trace: Any) -> Iterable[tuple[str, float]]:
         for line in plane.lines:
             if line.name == "XLA Ops" or line.name.startswith(("tf_XLA", "Stream")):
                 for event in line.events:
-                    told = dict(event.stats)  # a GPU's kernels have names of their own
+                    # A GPU's kernels have names of their own.
+                    told = dict(event.stats) if line.name.startswith("Stream") else {}
                     if "train_step" in str(told.get("hlo_module", "train_step")):
                         yield str(told.get("hlo_op", event.name)), event.duration_ns
 
