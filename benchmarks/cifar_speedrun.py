@@ -39,7 +39,7 @@ def arrays(directory: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     source = open_source(TfdsData(dir=directory), split)
     examples = [source[i] for i in range(len(source))]
-    return np.stack([x["image"] for x in examples]), np.array([x["label"] for x in examples])
+    return np.stack([x["image"] for x in examples]), np.array([x["label"] for x in examples], np.int64)
 
 
 def peer(directory: str, seconds: float) -> list[tuple[float, float]]:
