@@ -110,6 +110,20 @@ def run(args: list[str], stop: Stop | None = None) -> None:
         print(about_model(args[1], args[2] if len(args) == 3 else "224"))
 
 
+def option(args: list[str], name: str) -> tuple[str, list[str]]:
+    """The value of an option that isn't a setting, "" without it, and the other arguments. Raises `UserError` for two."""
+    given = [i for i, arg in enumerate(args) if arg.partition("=")[0] == name]
+    if not given:
+        return "", args
+    i = given[0]
+    _, equals, value = args[i].partition("=")
+    rest = args[:i] + args[i + (1 if equals else 2) :]
+    value = value if equals else next(iter(args[i + 1 :]), "")
+    if len(given) > 1 or not value:
+        raise UserError(f"{name} needs one value", "the command line", "vit --help shows how it's used")
+    return value, rest
+
+
 def check(args: list[str]) -> None:
     """`vit check`: every image of a data set decoded. Raises `UserError` if it can't be trained on as it is."""
     from vit.data import boxcheck as boxed
@@ -125,15 +139,12 @@ def check(args: list[str]) -> None:
         "masks": (CheckingMasks(), masked, report_masked),
         "boxes": (CheckingBoxes(), boxed, report_boxed),
     }
-    if "--as" in args:
-        i = args.index("--as")
-        kind, args = next(iter(args[i + 1 :]), ""), args[:i] + args[i + 2 :]
-        if kind not in kinds:
-            raise UserError(f"a set can't be looked at as {kind!r}", "the command line", f"give --as {' or --as '.join(kinds)}")
-    elif any(arg.startswith("--data.annotations") for arg in args):
+    kind, args = option(args, "--as")
+    if kind and kind not in kinds:
+        raise UserError(f"a set can't be looked at as {kind!r}", "the command line", f"give --as {' or --as '.join(kinds)}")
+    if not kind and any(arg.startswith("--data.annotations") for arg in args):
         kind = "boxes"
-    else:
-        kind = "masks" if masked.has_masks(place) else "boxes" if boxed.has_boxes(place) else "classes"
+    kind = kind or ("masks" if masked.has_masks(place) else "boxes" if boxed.has_boxes(place) else "classes")
     defaults, look, leave = kinds[kind]
     wanted: Any = parse(args, defaults, "Look at a data set, and change nothing in it.")
     is_json = kind == "boxes" and Path(place).expanduser().is_file()
@@ -164,14 +175,7 @@ def report(args: list[str]) -> None:
 
 def estimated(args: list[str]) -> None:
     """`vit estimate`: what a run of train.py would need of the devices here, or of a TPU slice."""
-    name = ""
-    for i, arg in enumerate(args):
-        if arg == "--topology" and args[i + 1 :]:
-            name, args = args[i + 1], args[:i] + args[i + 2 :]
-            break
-        if arg.startswith("--topology="):
-            name, args = arg.partition("=")[2], args[:i] + args[i + 1 :]
-            break
+    name, args = option(args, "--topology")
     if not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         raise UserError("vit estimate needs a configuration", "the command line", "give --config configs/imagenet.py")
     config = parse_config(args, Path())
@@ -197,15 +201,11 @@ def converted(args: list[str]) -> None:
     """`vit convert`: the weights of a run, or any that we read, as another library's."""
     from vit.weights.convert import convert
 
-    flags = [arg for arg in args if arg.startswith("--to=")]
-    if "--to" in args[:-1]:
-        i = args.index("--to")
-        flags, args = [f"--to={args[i + 1]}"], args[:i] + args[i + 2 :]
-    args = [arg for arg in args if arg not in flags]
-    if len(flags) != 1 or len(args) != 2 or any(arg.startswith("-") for arg in args):
+    library, args = option(args, "--to")
+    if not library or len(args) != 2 or any(arg.startswith("-") for arg in args):
         fix = "give RUN_OR_WEIGHTS --to timm OUT"
         raise UserError("vit convert needs a source, --to, and a place", "the command line", fix)
-    print("\n".join(convert(args[0], flags[0].removeprefix("--to="), Path(args[1]))))
+    print("\n".join(convert(args[0], library, Path(args[1]))))
 
 
 def about_model(name: str, size: str) -> str:

@@ -46,8 +46,8 @@ def test_a_trace_that_training_leaves_or_comes_back_to_is_ended(tmp_path):
     for step in (2, 3, 4, 3, 4):  # back from 4 to 3
         profile.before(step, ())
         assert profile.after(step, (), lambda: "") == ""
-    profile.end()
-    profile.end()
+    assert profile.end() == "training ended before 5 updates were traced"
+    assert profile.end() == ""
     profile.before(9, ())  # once is enough
     assert not profile.tracing
     assert not (tmp_path / "profile.json").exists()

@@ -6,6 +6,7 @@ For TPUs that takes libtpu (`tpu-plan`), and no TPU. Times are those of the roof
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -56,7 +57,7 @@ def topology(name: str) -> list[Any]:
     try:
         with _silent():
             return list(topologies.get_topology_desc(name, platform="tpu").devices)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError) as error:
         what = f"libtpu doesn't make it: {str(error).splitlines()[0]:.100}"
         raise UserError(what, where, "give cpu, or a slice as v5e:4x4, v6e:2x2, v5p:2x2x1, v4:2x2x1") from error
 
@@ -171,21 +172,22 @@ def largest_batch(compile_for: Callable[[int], float], batch: int, unit: int, ro
     `compile_for` gives the bytes of a batch, infinite if the compiler refuses. Memory grows evenly with the batch: two sizes
     tell where the room ends, and what is told has been compiled.
     """
-    tried: dict[int, float] = {}
-    while (used := tried.setdefault(batch, compile_for(batch))) > room:
+    tried = {batch: compile_for(batch)}
+    while tried[batch] > room:
         batch = batch // 2 // unit * unit
         if batch < unit or len(tried) == TRIALS:
             return 0
-    tried.setdefault(2 * batch, compile_for(2 * batch))
-    growth = (tried[2 * batch] - used) / batch
+        tried[batch] = compile_for(batch)
+    tried[2 * batch] = compile_for(2 * batch)
+    growth = (tried[2 * batch] - tried[batch]) / batch
     if 0 < growth < float("inf"):
-        guess = int(batch + (room - used) / growth) // unit * unit
-        for size in (guess, int(0.95 * guess) // unit * unit):
-            if size > batch and size not in tried:
+        guess = batch + (room - tried[batch]) / growth
+        for size in (int(share * guess) // unit * unit for share in (1, 0.95)):
+            if size > batch:
                 tried[size] = compile_for(size)
             if tried.get(size, 0.0) <= room:
                 break
-    return max(size for size, bytes_used in tried.items() if bytes_used <= room)
+    return max(size for size, used in tried.items() if used <= room)
 
 
 def room_of(devices: list[Any]) -> tuple[Chip, str]:
@@ -209,25 +211,22 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
     task = make_task(config.task, config.model, data)
     preprocessing(config.data, data)
     state = jax.eval_shape(lambda: init_state(task.build, config))
-    parameters, saved = (
-        sum(int(of(x)) for x in jax.tree.leaves(tree)) for of, tree in ((_size, state["params"]), (_bytes, state))
-    )
+    parameters = sum(x.size for x in state["params"].values())
+    saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     once, B, n = task.flops(), config.batch_size, mesh.size
-    compilations: dict[int, Step | None] = {}
-    refused: dict[int, float] = {}
+    fitting: dict[int, Step] = {}
 
+    @functools.cache
     def compile_for(batch: int) -> float:
-        if batch not in compilations:
-            print(f"compiling for a batch of {batch:,} …", file=sys.stderr, flush=True)
-            try:
-                compilations[batch] = compiled(dataclasses.replace(config, batch_size=batch), task, example, mesh)
-            except MemoryError as error:
-                compilations[batch], refused[batch] = None, max(error.args[0], 1.001 * chip.memory)
-        found = compilations[batch]
-        return found.memory if found else refused[batch]
+        print(f"compiling for a batch of {batch:,} …", file=sys.stderr, flush=True)
+        try:
+            fitting[batch] = compiled(dataclasses.replace(config, batch_size=batch), task, example, mesh)
+        except MemoryError as error:
+            return max(error.args[0], 1.001 * chip.memory)
+        return fitting[batch].memory
 
-    compile_for(B)
-    step, most = compilations[B], largest_batch(compile_for, B, mesh.shape["data"] * config.accumulate, chip.memory)
+    most = largest_batch(compile_for, B, mesh.shape["data"] * config.accumulate, chip.memory)
+    step = fitting.get(B)
     sides = [image_size(config.schedule, i, 100) for i in range(100)]  # the run's, in its hundredths
     mean = sum(task.flops(side) for side in sides) / len(sides)
     kept = (config.keep + 2) * saved / 1e6
@@ -240,22 +239,10 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
         _memory(step, B, chip),
         f"largest batch that fits: {most:,}" if most else "largest batch that fits: none of those tried",
         *(_times(step, (4 if config.model.remat else 3) * once * B / n, n, chip) if step and chip.flops else []),
-        *(
-            [_speed(3 * mean, B, config.steps, n * chip.flops)]
-            if chip.flops
-            else [f"nothing is known of {devices[0].device_kind}"]
-        ),
+        _speed(3 * mean, B, config.steps, n * chip.flops) if chip.flops else "speed: nothing is known of these devices",
         f"disk: {saved / 1e6:,.1f} MB a checkpoint, {kept:,.0f} MB for the {config.keep} newest, the best and one in writing",
         f"(estimates: {chip.flops / 1e12:.4g} TFLOP/s a device, {source}; work spread evenly, collectives in rings)",
     ]
-
-
-def _size(x: Any) -> int:
-    return x.size
-
-
-def _bytes(x: Any) -> int:
-    return x.size * x.dtype.itemsize
 
 
 def _memory(step: Step | None, batch: int, chip: Chip) -> str:

@@ -78,7 +78,8 @@ class Loop:
         try:
             return self._run()
         finally:
-            self.profile.end()
+            if told := self.profile.end():
+                self.log.say(told)
 
     def _run(self) -> State:
         config = self.config
@@ -121,9 +122,10 @@ class Loop:
         placed = place(batch, self.mesh)
         self.profile.before(self.step, self.state)
         self.state, metrics = self.train_step(self.state, placed, size)
+        traced = time.perf_counter()
         if told := self.profile.after(self.step, self.state, lambda: program(self.train_step, self.state, placed, size)):
             self.log.say(told)
-            self.meter = Meter(self.limit)
+            self.meter.begin += time.perf_counter() - traced  # the training speed leaves the making of the table out
         self.step += 1
         self.meter.images += self.config.batch_size
         self.meter.flops += 3 * self.config.batch_size * self.flops(size)

@@ -52,11 +52,13 @@ class Profile:
             f"traced {self.count} updates: {rows[0]['share']:.0%} is {rows[0]['operation']}" if rows else "the trace is empty"
         )
 
-    def end(self) -> None:
-        """No more tracing: the trace is whole, or training ended before."""
+    def end(self) -> str:
+        """No more tracing: the trace is whole, or training ended before; then that is to be told."""
+        early = self.count and not self.done
         if self.tracing:
-            self.tracing, self.done = False, True
             jax.profiler.stop_trace()
+        self.tracing, self.done = False, True
+        return f"training ended before {self.count} updates were traced" if early else ""
 
 
 def program(step: Any, *args: Any) -> str:
