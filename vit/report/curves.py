@@ -35,6 +35,13 @@ def score_name(rows: Rows) -> str | None:
     return next((name for row in rows if row["split"] == "val" and (name := headline(row))), None)
 
 
+def best_validation(rows: Rows) -> tuple[float, int] | None:
+    """Score and step of the best one; equal ones as training tells them apart: by the likelihood, then the earliest."""
+    last = {row["step"]: row for row in rows if row["split"] == "val"}
+    scores = [(row[key], -row.get("nll", 0), -step) for step, row in last.items() if (key := headline(row))]
+    return (max(scores)[0], -max(scores)[2]) if scores else None
+
+
 def curves(run: Any) -> None:
     """`curves.png`: loss, validation score and learning rate over the steps in metrics.jsonl."""
     rows = read_metrics(run / "metrics.jsonl")
@@ -46,11 +53,10 @@ def curves(run: Any) -> None:
         _line(loss, points(rows, split, "loss"), color=colour, label=label)
     _finish_loss(loss)
     for ax, name in zip(middle, [score] if score else [], strict=True):
-        known = points(rows, "val", name)
-        best_step, best = max(known, key=lambda point: point[1])
-        _line(ax, known, color=ORANGE)
+        _line(ax, points(rows, "val", name), color=ORANGE)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.set_title(f"validation {HEADLINES[name]}: best {best:.2%} at step {best_step:,}", fontsize=10)
+        if best := best_validation(rows):
+            ax.set_title(f"validation {HEADLINES[name]}: best {best[0]:.2%} at step {best[1]:,}", fontsize=10)
     _line(lr, points(rows, "train", "lr"), color=BLUE)
     lr.set_title("learning rate", fontsize=10)
     save(figure, run / "curves.png")

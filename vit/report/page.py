@@ -16,7 +16,7 @@ import numpy as np
 
 from vit.errors import UserError
 from vit.report import scores
-from vit.report.curves import HEADLINES, headline
+from vit.report.curves import HEADLINES, best_validation
 from vit.training.log import read_metrics
 from vit.training.storage import write_atomically
 
@@ -182,9 +182,8 @@ def state(run: Run) -> str:
     steps, reached = int(run.config.get("steps", 0)), run.reached()
     what = run.figures.get("dataset") or run.config.get("data.name") or run.config.get("data", "")
     where = f"finished after {reached:,} steps" if reached >= steps else f"stopped at step {reached:,} of {steps:,}"
-    # Equal ones as training tells them apart: by the likelihood, then the earliest.
-    scores = [(row[key], -row.get("nll", 0), -step) for step, row in run.split("val").items() if (key := headline(row))]
-    told = f"; best on validation {max(scores)[0]:.2%} at step {-max(scores)[2]:,}" if scores else ""
+    best = best_validation(run.rows)
+    told = f"; best on validation {best[0]:.2%} at step {best[1]:,}" if best else ""
     kept = f"; checkpoints {', '.join(map(str, run.steps))}" if run.steps else ""
     return f"<p><b>{text(run.name)}</b>: {text(what)}, {where}{told}{kept}.</p>"
 
