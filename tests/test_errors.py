@@ -557,6 +557,7 @@ CASES: dict[str, Callable[[At], Any]] = {
     "store without its package": program("train.py", *SMALL, "--workdir=gs://bucket/run"),
     "batch that the devices can't share": lambda at: check_batch_size(72, 2, make_mesh()),
     "devices of a host that don't make rows": lambda at: make_mesh(jax.devices(), 3),
+    "an option without its value": lambda at: cli.run(["estimate", "--config", "configs/digits.py", "--topology"]),
     "estimate of nothing": lambda at: cli.run(["estimate", "--topology", "v5e:2x2"]),
     "estimate for TPUs without libtpu": lambda at: topology("v5e:2x2"),
     "no such slice of TPUs": no_such_slice,
