@@ -15,11 +15,12 @@ NAMES = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "F
 def get_config() -> Config:
     """Six blocks on 12x16 tokens of a convolutional stem, Muon, a convolutional head down to every fourth pixel."""
     return Config(
-        steps=1750,
+        steps=1900,
         batch_size=8,
         clip=0.0,
-        eval_every=875,
-        save_every=875,
+        ema=0.998,
+        eval_every=950,
+        save_every=950,
         log_every=25,
         data=MaskData(
             size=(192, 256), scale=(1.0, 1.5), names=NAMES, void=(11, 255), stream=False,
@@ -29,5 +30,5 @@ def get_config() -> Config:
         task=SegmentationConfig(head=ConvHead(width=48, levels=2, stride=4)),
         model=ViTConfig(patch=16, width=128, depth=6, heads=2, mlp=256, stem="conv", pool="mean"),
         optim=Muon(lr=4e-3, weight_decay=0.1),
-        schedule=ScheduleConfig(warmup=85),
+        schedule=ScheduleConfig(warmup=95),
     )  # fmt: skip
