@@ -39,7 +39,7 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
     from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
-    from vit.training.state import evaluated, init_state, make_eval_step, make_train_step
+    from vit.training.state import evaluated, init_state, make_eval_step, make_train_step, state_shapes
     from vit.training.trained import trained
     from vit.weights import start
 
@@ -54,7 +54,7 @@ def main(config: Config, stop: Stop) -> None:
     config, pretrained, more = start.prepare(config, weights, data, len(train_source))
     pixels = preprocessing(config.data, data)
     task = make_task(config.task, config.model, data)
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
+    like = state_shardings(state_shapes(task, config), mesh, config.fsdp)
 
     if config.dry_run:
         lines = estimate(config, jax.devices())  # by all: a program of several processes is compiled by each

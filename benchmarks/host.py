@@ -26,7 +26,7 @@ from vit.data.augment import make_prepare
 from vit.data.batches import Batches
 from vit.tasks import make_task
 from vit.training.sharding import distribute, make_mesh, place, state_shardings
-from vit.training.state import init_state, make_train_step
+from vit.training.state import init_state, make_train_step, state_shapes
 
 
 def step_of(model: ViTConfig, side: int, batch: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
@@ -34,7 +34,7 @@ def step_of(model: ViTConfig, side: int, batch: int) -> tuple[Any, Any, dict[str
     config = Config(model=model, batch_size=batch, data=TfdsData())
     data = {"dataset": "made up", "class_names": list("abcdefghij"), "image_size": [side, side], "channels": 3}
     task, mesh = make_task(config.task, config.model, data), make_mesh()
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, False)
+    like = state_shardings(state_shapes(task, config), mesh, False)
     step = make_train_step(task, make_prepare(config.data, AugmentConfig()), config, like)
     images, ids = np.zeros((batch, side, side, 3), np.uint8), np.arange(batch, dtype=np.int32)
     made = {"image": images, "label": ids % 10, "id": ids, "mask": np.ones(batch, bool)}

@@ -22,7 +22,7 @@ from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.log import matmul_speed
 from vit.training.sharding import distribute, make_mesh, place, state_shardings
-from vit.training.state import init_state, make_train_step
+from vit.training.state import init_state, make_train_step, state_shapes
 
 STEPS, ROUNDS = 8, 7
 
@@ -33,7 +33,7 @@ def main() -> None:
     rng, B = np.random.default_rng(0), config.batch_size
     data = {"class_names": [str(i) for i in range(10)], "image_size": [32, 32], "channels": 3}
     task, mesh = make_task(config.task, config.model, data), make_mesh()
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
+    like = state_shardings(state_shapes(task, config), mesh, config.fsdp)
     state = distribute(init_state(task.build, config), like)
     step = make_train_step(task, make_prepare(config.data, config.augment), config, like)
     images = rng.integers(0, 256, (B, 32, 32, 3), np.uint8)

@@ -18,7 +18,6 @@ def get_config() -> Config:
         steps=1900,
         batch_size=8,
         clip=0.0,
-        ema=0.998,
         eval_every=950,
         save_every=950,
         log_every=25,
@@ -28,7 +27,7 @@ def get_config() -> Config:
         ),
         augment=AugmentConfig(flip=True, colour=0.5),
         task=SegmentationConfig(head=ConvHead(width=48, levels=2, stride=4)),
-        model=ViTConfig(patch=16, width=128, depth=6, heads=2, mlp=256, stem="conv", pool="mean"),
+        model=ViTConfig(patch=16, width=128, depth=6, heads=2, mlp=256, stem="conv", pool="mean", rope="dinov3"),
         optim=Muon(lr=4e-3, weight_decay=0.1),
         schedule=ScheduleConfig(warmup=95),
     )  # fmt: skip

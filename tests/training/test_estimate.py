@@ -17,7 +17,7 @@ from vit.errors import UserError
 from vit.tasks import make_task
 from vit.training import estimate
 from vit.training.sharding import make_mesh, state_shardings
-from vit.training.state import init_state
+from vit.training.state import state_shapes
 
 CONFIG = Config(batch_size=16, model=ViTConfig(patch=4, width=64, depth=2, heads=4, mlp=256), data=TfdsData(dir="nowhere"))
 
@@ -32,7 +32,7 @@ def step(mesh, **changes):
 def test_copies_send_their_gradients_and_fsdp_holds_an_eighth():
     mesh = make_mesh(jax.devices())
     data, _, _ = estimate.described(CONFIG)
-    state = jax.eval_shape(lambda: init_state(make_task(CONFIG.task, CONFIG.model, data).build, CONFIG))
+    state = state_shapes(make_task(CONFIG.task, CONFIG.model, data), CONFIG)
     gradient = 4 * sum(x.size for x in state["params"].values())
     copies, cut = step(mesh), step(mesh, fsdp=True)
     # An all-reduce in a ring sends each number twice but for an eighth.
@@ -47,7 +47,7 @@ def test_what_a_device_holds_shrinks_with_their_number(fsdp, tensor):
     """Of S/16, whose step isn't compiled for it."""
     config = Config(model=ViTConfig.variant("S/16"), fsdp=fsdp, tensor=tensor)
     data = {"dataset": "x", "class_names": list(map(str, range(1000))), "image_size": [224, 224], "channels": 3}
-    shapes = jax.eval_shape(lambda: init_state(make_task(config.task, config.model, data).build, config))
+    shapes = state_shapes(make_task(config.task, config.model, data), config)
     whole = sum(x.size for x in jax.tree.leaves(shapes))
     for n in (2, 4, 8):
         if n == tensor:

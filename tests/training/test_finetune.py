@@ -19,7 +19,7 @@ from vit.training import lora
 from vit.training.checkpoint import Checkpoints
 from vit.training.defaults import HEAD_ALONE, ORDER, resolve
 from vit.training.sharding import collect, distribute, place, state_shardings
-from vit.training.state import evaluated, init_state, make_train_step
+from vit.training.state import evaluated, init_state, make_train_step, state_shapes
 from vit.training.trained import trained
 
 BASE = dataclasses.replace(CONFIG, optim=AdamW(lr=1e-2, weight_decay=0.1), ema=0.9)
@@ -132,7 +132,7 @@ def test_lora_on_eight_devices_and_what_its_checkpoint_gives(tmp_path, fsdp):
     config = dataclasses.replace(LORA, fsdp=fsdp)
     task, prepare = parts(config)
     mesh = mesh_of(8)
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, fsdp)
+    like = state_shardings(state_shapes(task, config), mesh, fsdp)
     state, step = distribute(begin(config), like), make_train_step(task, prepare, config, like)
     for i in range(3):
         state, _ = step(state, place({name: np.asarray(x) for name, x in batch(start=24 * i).items()}, mesh))

@@ -20,7 +20,7 @@ from vit.training.checkpoint import Checkpoints
 from vit.training.log import Log, read_metrics
 from vit.training.loop import Loop
 from vit.training.sharding import check_batch_size, collect, distribute, make_mesh, place, spec, state_shardings
-from vit.training.state import init_state, make_train_step
+from vit.training.state import init_state, make_train_step, state_shapes
 from vit.training.stop import Stop
 
 CONFIG = Config(
@@ -41,7 +41,7 @@ def mesh_of(devices, tensor=1):
 def begin(config, mesh):
     """A fresh state that lives on the mesh, and shapes that say where."""
     task = make_task(config.task, config.model, describe(SOURCE))
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
+    like = state_shardings(state_shapes(task, config), mesh, config.fsdp)
     return task, like, distribute(init_state(task.build, config), like)
 
 

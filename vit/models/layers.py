@@ -55,6 +55,17 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Keys | None, whole: boo
     return jnp.where(kept, x / (1 - rate), 0)
 
 
+def late(parameter: Float[Array, "*any"], x: Array) -> Float[Array, "*any"]:
+    """The parameter, not before x is there: it is added what is always 0, though XLA doesn't know.
+
+    XLA's CPU compiler makes scales and biases as large as the tokens that they are for, and all when the program begins.
+    """
+    if platform() != "cpu" or jax.device_count() > 1 or not x.size:
+        return parameter
+    first = jax.lax.stop_gradient(x).ravel()[0]
+    return parameter + (jnp.isnan(first) & jnp.isinf(first)).astype(parameter.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: Float[Array, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float) -> Array:
     """(x - mean) / standard deviation · scale + bias of each token (arXiv 1607.06450), in float32.
@@ -75,6 +86,7 @@ def _norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Arra
 def _norm_backward(eps: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
     """The gradients by hand, from what a token and two numbers tell: JAX by itself keeps three times as much."""
     x, mean, inverse, scale = saved
+    mean, inverse, scale = (late(z, dy) for z in (mean, inverse, scale))  # or XLA keeps the forward pass's products for here
     unit, dunit = (x.astype(jnp.float32) - mean) * inverse, dy * scale
     along, across = dunit.mean(axis=-1, keepdims=True), (dunit * unit).mean(axis=-1, keepdims=True)
     tokens = tuple(range(dy.ndim - 1))
@@ -92,7 +104,8 @@ class LayerNorm(nnx.LayerNorm):
         """Each token normalised."""
         assert self.scale is not None
         assert self.bias is not None
-        return jnp.asarray(layer_norm(x, self.scale[...], self.bias[...], self.epsilon), self.dtype)
+        scale, bias = late(self.scale[...], x), late(self.bias[...], x)
+        return jnp.asarray(layer_norm(x, scale, bias, self.epsilon), self.dtype)
 
 
 class Linear(nnx.Linear):
@@ -100,8 +113,10 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Float[Array, "*batch Din"], out_sharding: None = None) -> Float[Array, "*batch Dout"]:
         """inputs·kernel + bias over the last axis."""
-        x = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
-        return x.reshape(*inputs.shape[:-1], self.out_features)
+        x, kernel, bias = inputs.reshape(-1, inputs.shape[-1]), self.kernel[...], self.bias
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = x @ kernel if bias is None else x @ kernel + late(bias[...], x).astype(self.dtype)
+        return y.reshape(*inputs.shape[:-1], self.out_features)
 
 
 def _qkv_init(key: Array, shape: Sequence[int], dtype: DTypeLike) -> Array:

@@ -230,7 +230,12 @@ def create(
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """A module as its static structure and a flat dict of arrays under string paths."""
     graph, state = nnx.split(model, nnx.Param)
-    return graph, {"/".join(map(str, path)): param[...] for path, param in nnx.to_flat_state(state)}
+    return graph, {"/".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(state)}
+
+
+def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """The same two of a module that isn't made: its structure, and its parameters' shapes."""
+    return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> Any:

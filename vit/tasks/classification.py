@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from vit.config import ClassificationConfig, ViTConfig
 from vit.models.layers import Keys
-from vit.models.vit import ViT, flops
+from vit.models.vit import ViT, abstract, flops
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
 BINS = 15  # of the expected calibration error
@@ -43,9 +43,14 @@ class Classification:
         return ViT(self.model, **self.shape, rngs=rngs)
 
     @functools.cached_property
+    def abstract(self) -> tuple[nnx.GraphDef[ViT], dict[str, jax.ShapeDtypeStruct]]:
+        """The model's structure, and its parameters' shapes by path."""
+        return abstract(self.build)
+
+    @property
     def graph(self) -> nnx.GraphDef[ViT]:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
+        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""

@@ -19,6 +19,7 @@ from vit.config import NOBODY, DenseHead, DetectionConfig, DetrHead, ViTConfig
 from vit.models.detector import Detector, detector_flops, places
 from vit.models.detr import Detr, detr_flops
 from vit.models.layers import Keys
+from vit.models.vit import abstract
 from vit.models.windows import saved_flops
 from vit.models.yolos import Yolos, yolos_flops
 from vit.tasks import boxscores, dense, queries
@@ -53,9 +54,14 @@ class Detection:
         return kind(self.model, self.head, **self.shape, rngs=rngs)
 
     @functools.cached_property
+    def abstract(self) -> tuple[nnx.GraphDef[Any], dict[str, jax.ShapeDtypeStruct]]:
+        """The model's structure, and its parameters' shapes by path."""
+        return abstract(self.build)
+
+    @property
     def graph(self) -> nnx.GraphDef[Any]:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
+        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""

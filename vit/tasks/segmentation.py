@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vit.config import VOID, SegmentationConfig, ViTConfig
 from vit.models.layers import Keys
 from vit.models.segmenter import Segmenter, segmenter_flops
-from vit.models.vit import ViT
+from vit.models.vit import ViT, abstract
 from vit.tasks import places
 
 NEAR = 0.0075  # of an image's diagonal: as close a boundary counts as hit (Csurka et al., BMVC 2013)
@@ -47,9 +47,14 @@ class Segmentation:
         return Segmenter(self.model, self.head, **self.shape, rngs=rngs)
 
     @functools.cached_property
+    def abstract(self) -> tuple[nnx.GraphDef[ViT], dict[str, jax.ShapeDtypeStruct]]:
+        """The model's structure, and its parameters' shapes by path."""
+        return abstract(self.build)
+
+    @property
     def graph(self) -> nnx.GraphDef[ViT]:
         """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))))
+        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""

@@ -28,7 +28,7 @@ from vit.training.hardware import CHIPS, GIB, Chip
 from vit.training.log import matmul_speed
 from vit.training.optim import image_size
 from vit.training.sharding import check_batch_size, make_mesh, state_shardings
-from vit.training.state import init_state, make_train_step
+from vit.training.state import make_train_step, state_shapes
 
 KNOWN = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet2012": (1000, 224)}  # classes, side of images that aren't cropped
 ASSUMED_MFU = 0.5
@@ -99,7 +99,7 @@ def described(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray], st
 
 def compiled(config: Config, task: Any, example: dict[str, np.ndarray], mesh: Mesh) -> Step:
     """The training step for these devices. Raises `MemoryError(bytes)` if the compiler says that it doesn't fit."""
-    like = state_shardings(jax.eval_shape(lambda: init_state(task.build, config)), mesh, config.fsdp)
+    like = state_shardings(state_shapes(task, config), mesh, config.fsdp)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shapes = {name: ((config.batch_size, *x.shape), x.dtype) for name, x in {**example, "mask": np.bool_(True)}.items()}
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
@@ -210,7 +210,7 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
     data, example, assumed = described(config)
     task = make_task(config.task, config.model, data)
     preprocessing(config.data, data)
-    state = jax.eval_shape(lambda: init_state(task.build, config))
+    state = state_shapes(task, config)
     parameters = sum(x.size for x in state["params"].values())
     saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     once, B, n = task.flops(), config.batch_size, mesh.size

@@ -29,7 +29,16 @@ Prepare = Callable[[Batch, Key[Array, "B"] | None], Batch]  # normalise; with ke
 def init_state(build: Callable[[nnx.Rngs], nnx.Module], config: Config, start: dict[str, Any] | None = None) -> State:
     """The state before the first update; parameters in `start` take the place of freshly drawn ones."""
     _, params = split(build(nnx.Rngs(config.seed)))
-    params = lora.add({**params, **jax.tree.map(jnp.asarray, start or {})}, config.lora, config.seed)
+    return _first({**params, **jax.tree.map(jnp.asarray, start or {})}, config)
+
+
+def state_shapes(task: Any, config: Config) -> State:
+    """The shapes of a task's state."""
+    return jax.eval_shape(lambda params: _first(params, config), task.abstract[1])
+
+
+def _first(params: Params, config: Config) -> State:
+    params = lora.add(params, config.lora, config.seed)
     moving, _ = parted(config, params)
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "offset", "skipped", "streak", "rollbacks")}
     ema = jax.tree.map(jnp.copy, moving) if config.ema else {}
