@@ -38,3 +38,24 @@ def test_two_megapixels_take_less_than_4_gigabytes(tmp_path, view, classes):
     with Image.open(tmp_path / "out" / "predictions" / "masks" / "000001-street.png") as mask:
         assert mask.size == (2048, 1024)
     assert peak < MOST
+
+
+PLAN = """
+import jax, jax.numpy as jnp
+import vit
+from vit.models.vit import merge, split
+graph, params = split(vit.create("Ti/16", width=96, depth=6, mlp=384, heads=3, image_size=64, classes=5))
+for devices in (1, 2):
+    jax.device_count = lambda: devices
+    loss = lambda params: jnp.sum(merge(graph, params)(jnp.ones((16, 64, 64, 3)))[0] ** 2)
+    print(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
+"""
+
+
+def test_a_step_on_one_cpu_holds_biases_no_longer_than_needed():
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN], env={**program_environment(), "PYTHONPATH": str(REPO)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    one, several = map(int, done.stdout.split())
+    assert one < 0.9 * several

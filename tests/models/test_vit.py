@@ -299,6 +299,21 @@ def test_blocks_computed_twice_keep_less():
     assert planned(True) < 0.6 * planned(False)
 
 
+def test_biases_and_scales_come_when_they_are_needed_and_change_nothing(monkeypatch):
+    """On one CPU: XLA makes each as large as the tokens, and would hold those of all blocks from the beginning."""
+    graph, params = made("Ti/4", width=48, depth=8, heads=4, mlp=192, image_size=32, classes=5, remat=True)
+
+    def planned(devices):
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+        loss = lambda params: jnp.sum(merge(graph, params)(images(8, 32, 32, 3))[0] ** 2)  # noqa: E731
+        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        return program.memory_analysis().temp_size_in_bytes, program(params)
+
+    (less, one), (more, other) = planned(1), planned(2)
+    assert less < more  # by much without the flags of tests/conftest.py: tests/heavy/test_memory.py
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+
+
 def test_attention_pooling_tells_where_it_looks():
     graph, params = made("Ti/4", **SMALL, image_size=8, classes=0, pool="map")
     model, x = merge(graph, params), images(2, 8, 12, 3)

@@ -25,7 +25,7 @@ from vit.training.stop import Stop
 
 CONFIG = Config(
     steps=100,
-    batch_size=32,
+    batch_size=64,
     optim=AdamW(lr=1e-3),
     schedule=ScheduleConfig(warmup=10),
     augment=AugmentConfig(rotate=12, zoom=0.1),
@@ -100,7 +100,7 @@ def test_fsdp_holds_an_eighth_of_the_matrices_on_each_device_and_gathers_them():
     assert state["opt"][1].mu["blocks/0/mlp/fc1/kernel"].sharding == kernel.sharding
     here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     assert here < 0.2 * sum(x.nbytes for x in jax.tree.leaves(state))
-    batch = place(next(Batches(SOURCE, 0, 32).starting_at(0)), mesh_of(8))
+    batch = place(next(Batches(SOURCE, 0, 64).starting_at(0)), mesh_of(8))
     program = make_train_step(task, make_prepare(config.data, config.augment), config, like).lower(like, batch).compile()
     assert re.search(r"f32\[32,64\].* all-gather\(", program.as_text())
 

@@ -115,7 +115,8 @@ class Linear(nnx.Linear):
         """inputs·kernel + bias over the last axis."""
         x, kernel, bias = inputs.reshape(-1, inputs.shape[-1]), self.kernel[...], self.bias
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = x @ kernel if bias is None else x @ kernel + late(bias[...], x).astype(self.dtype)
+        y = x @ kernel
+        y = y if bias is None else y + late(bias[...], y).astype(y.dtype)
         return y.reshape(*inputs.shape[:-1], self.out_features)
 
 

@@ -233,11 +233,6 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     return graph, {"/".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(state)}
 
 
-def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """The same two of a module that isn't made: its structure, and its parameters' shapes."""
-    return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-
-
 def merge(graph: nnx.GraphDef, params: Params) -> Any:
     """The module again; inverse of `split`."""
     paths = {tuple(int(p) if p.isdigit() else p for p in path.split("/")): x for path, x in params.items()}

@@ -4,7 +4,6 @@ A task builds the model, gives the training loss of each example, and turns outp
 counts, so they add up over batches and hosts; `summary` divides at the end.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -16,13 +15,14 @@ from jaxtyping import Array, Float
 
 from vit.config import ClassificationConfig, ViTConfig
 from vit.models.layers import Keys
-from vit.models.vit import ViT, abstract, flops
+from vit.models.vit import ViT, flops
+from vit.tasks.structure import Structured
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
 BINS = 15  # of the expected calibration error
 
 
-class Classification:
+class Classification(Structured):
     """The classification task on a data set's classes.
 
     Args:
@@ -41,16 +41,6 @@ class Classification:
     def build(self, rngs: nnx.Rngs) -> ViT:
         """A freshly initialised model."""
         return ViT(self.model, **self.shape, rngs=rngs)
-
-    @functools.cached_property
-    def abstract(self) -> tuple[nnx.GraphDef[ViT], dict[str, jax.ShapeDtypeStruct]]:
-        """The model's structure, and its parameters' shapes by path."""
-        return abstract(self.build)
-
-    @property
-    def graph(self) -> nnx.GraphDef[ViT]:
-        """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""

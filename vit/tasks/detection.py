@@ -5,7 +5,6 @@ in rows without a box, and `crowd` (B, M), of boxes that neither ask for an answ
 in the image's own pixels, `size`, its height and width, and `content`, what it takes of what is shown, from top left.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,16 +18,16 @@ from vit.config import NOBODY, DenseHead, DetectionConfig, DetrHead, ViTConfig
 from vit.models.detector import Detector, detector_flops, places
 from vit.models.detr import Detr, detr_flops
 from vit.models.layers import Keys
-from vit.models.vit import abstract
 from vit.models.windows import saved_flops
 from vit.models.yolos import Yolos, yolos_flops
 from vit.tasks import boxscores, dense, queries
+from vit.tasks.structure import Structured
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
 Pair = Sequence[int] | Int[np.ndarray, "2"]
 
 
-class Detection:
+class Detection(Structured):
     """The detection task on a data set's classes.
 
     Args:
@@ -52,16 +51,6 @@ class Detection:
             return Detector(self.model, self.head, **windows, **self.shape, rngs=rngs)
         kind: Any = Detr if isinstance(self.head, DetrHead) else Yolos
         return kind(self.model, self.head, **self.shape, rngs=rngs)
-
-    @functools.cached_property
-    def abstract(self) -> tuple[nnx.GraphDef[Any], dict[str, jax.ShapeDtypeStruct]]:
-        """The model's structure, and its parameters' shapes by path."""
-        return abstract(self.build)
-
-    @property
-    def graph(self) -> nnx.GraphDef[Any]:
-        """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""

@@ -4,7 +4,6 @@ A batch has `label` (B, H, W) of class numbers, 255 (void) where there is none, 
 the upper left of a canvas; then also `size` and `content` (B, 2), see `vit.tasks.places`.
 """
 
-import functools
 from typing import Any
 
 import cv2
@@ -17,15 +16,16 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vit.config import VOID, SegmentationConfig, ViTConfig
 from vit.models.layers import Keys
 from vit.models.segmenter import Segmenter, segmenter_flops
-from vit.models.vit import ViT, abstract
+from vit.models.vit import ViT
 from vit.tasks import places
+from vit.tasks.structure import Structured
 
 NEAR = 0.0075  # of an image's diagonal: as close a boundary counts as hit (Csurka et al., BMVC 2013)
 
 Sums = dict[str, Any]  # NumPy numbers and arrays
 
 
-class Segmentation:
+class Segmentation(Structured):
     """The segmentation task on a data set's classes.
 
     Args:
@@ -45,16 +45,6 @@ class Segmentation:
     def build(self, rngs: nnx.Rngs) -> ViT:
         """A freshly initialised model."""
         return Segmenter(self.model, self.head, **self.shape, rngs=rngs)
-
-    @functools.cached_property
-    def abstract(self) -> tuple[nnx.GraphDef[ViT], dict[str, jax.ShapeDtypeStruct]]:
-        """The model's structure, and its parameters' shapes by path."""
-        return abstract(self.build)
-
-    @property
-    def graph(self) -> nnx.GraphDef[ViT]:
-        """The model's structure, which with parameters is a model (`vit.models.vit.merge`)."""
-        return self.abstract[0]
 
     def flops(self, side: int = 0) -> int:
         """Operations of one image's forward pass, of an image shrunk to this side if it is given."""
