@@ -1,6 +1,7 @@
 """What a task's model consists of, known before the model is made."""
 
 import functools
+from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -9,12 +10,12 @@ from flax import nnx
 from vit.models.vit import Params, split
 
 
-class Structured:
+class Structured(ABC):
     """A task that can build its model."""
 
+    @abstractmethod
     def build(self, rngs: nnx.Rngs) -> Any:
         """A freshly initialised model."""
-        raise NotImplementedError
 
     @functools.cached_property
     def abstract(self) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:

@@ -111,7 +111,7 @@ def distribute(tree: Any, like: Any) -> Any:
 def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """This process's part of a batch → arrays over the whole mesh, split along the first axis."""
     split = NamedSharding(mesh, PartitionSpec("data"))
-    if jax.process_count() == 1:  # one call for all arrays: a fifth of the time
+    if jax.process_count() == 1:  # one call for all arrays: two thirds of the time
         return jax.device_put(batch, split)
     return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}
 
