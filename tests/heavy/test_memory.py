@@ -44,10 +44,10 @@ PLAN = """
 import jax, jax.numpy as jnp
 import vit
 from vit.models.vit import merge, split
-graph, params = split(vit.create("Ti/16", width=96, depth=6, mlp=384, heads=3, image_size=64, classes=5))
+graph, params = split(vit.create("Ti/4", width=128, heads=4, mlp=256, depth=6, remat=True, image_size=32, classes=5))
 for devices in (1, 2):
     jax.device_count = lambda: devices
-    loss = lambda params: jnp.sum(merge(graph, params)(jnp.ones((16, 64, 64, 3)))[0] ** 2)
+    loss = lambda params: jnp.sum(merge(graph, params)(jnp.ones((64, 32, 32, 3)))[0] ** 2)
     print(jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes)
 """
 
@@ -58,4 +58,4 @@ def test_a_step_on_one_cpu_holds_biases_no_longer_than_needed():
     )
     assert done.returncode == 0, done.stderr
     one, several = map(int, done.stdout.split())
-    assert one < 0.9 * several
+    assert one < 0.7 * several
