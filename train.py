@@ -38,11 +38,13 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.hardware import peak_flops
     from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
+    from vit.training.profile import with_every_kernel
     from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step, state_shapes
     from vit.training.trained import trained
     from vit.weights import start
 
+    with_every_kernel(config.profile)
     give_back_after_compiling()
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----

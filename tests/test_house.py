@@ -73,8 +73,8 @@ def test_the_core_stays_small():
         "vit/training/state.py", "vit/training/optim.py", "vit/training/loop.py", "train.py",
     ]  # fmt: skip
     # 300 of them for what the pretrained families differ in and for fine-tuning (docs/decisions/0009, 0010), 60 for dense
-    # heads, 260 for speed, memory and many devices (0018)
-    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 2130
+    # heads, 270 for speed, memory and many devices (0018)
+    assert sum(len((REPO / name).read_text().splitlines()) for name in core) <= 2140
 
 
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

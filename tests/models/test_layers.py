@@ -230,16 +230,32 @@ def test_the_tpu_s_kernel_is_the_formula_with_its_gradients():
 
 def test_long_sequences_go_the_device_s_way(monkeypatch):
     taken = []
-    for name in ("attention", "long_attention", "tpu_attention"):
+    for name in ("attention", "long_attention", "tpu_attention", "gpu_attention"):
         monkeypatch.setattr(module, name, lambda q, k, v, mask=None, name=name: taken.append(name) or q)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: taken.append(implementation) or q)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(module, "cudnn_takes", lambda q: True)
-    short, long = jnp.zeros((1, 2, module.LONG, 8), jnp.bfloat16), jnp.zeros((1, 2, module.LONG + 1, 8), jnp.bfloat16)
+    few, short, long = (jnp.zeros((1, 2, n, 8), jnp.bfloat16) for n in (module.LONG_ON_GPU, module.LONG, module.LONG + 1))
     for device in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr(module, "platform", lambda device=device: device)
-        for x, mask in ((short, None), (long, None), (long, jnp.ones(module.LONG + 1, bool))):
+        for x, mask in ((few, None), (short, None), (long, None), (long, jnp.ones(module.LONG + 1, bool))):
             module.attend(x, x, x, mask)
-    assert taken[:3] == ["attention", "long_attention", "long_attention"]
-    assert taken[3:6] == ["attention", "cudnn", "long_attention"]
-    assert taken[6:] == ["attention", "tpu_attention", "long_attention"]
+    assert taken[:4] == ["attention", "attention", "long_attention", "long_attention"]
+    assert taken[4:8] == ["attention", "gpu_attention", "gpu_attention", "long_attention"]
+    assert taken[8:] == ["attention", "attention", "tpu_attention", "long_attention"]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4, 4), (7, 7), (4, 7), (7, 4)])
+def test_what_cudnn_is_given_is_even_and_gives_the_formula_with_its_gradients(queries, keys, monkeypatch):
+    """cuDNN's gradient refuses odd numbers of tokens (seen on an H100); XLA stands in for it here."""
+    kernel = jax.nn.dot_product_attention
+
+    def even(q, k, v, implementation, **lengths):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == v.shape[1] % 2 == 0
+        return kernel(q, k, v, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 3, n, 8)) for i, n in enumerate((queries, keys, keys)))
+    value = lambda f: jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))  # noqa: E731
+    for a, b in zip(*map(jax.tree.leaves, (value(f)(q, k, v) for f in (module.gpu_attention, layers.attention))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -1,10 +1,11 @@
 """The table of a trace: names of instructions, sums over blocks, and a whole run's."""
 
 import json
+import os
 
 from tests.conftest import SMALL, run
 from vit.training.log import Meter
-from vit.training.profile import Profile, operation_names, top_operations
+from vit.training.profile import Profile, operation_names, top_operations, with_every_kernel
 
 PROGRAM = """HloModule jit_train_step
 ENTRY %main {
@@ -31,6 +32,14 @@ def test_the_same_operation_of_all_blocks_is_one_line():
         {"operation": "blocks/*/attn/dot_general f32[8,16]", "share": 0.6, "ms": 3.0, "calls": 1.0},
         {"operation": "blocks/*/mlp/add f32[8], backward", "share": 0.4, "ms": 2.0, "calls": 1.0},
     ]
+
+
+def test_a_gpu_starts_kernels_one_by_one_while_it_is_traced(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    with_every_kernel(0)
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    with_every_kernel(3)
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_enable_command_buffer="
 
 
 def test_flops_a_second_as_a_share_of_the_limit():

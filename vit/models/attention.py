@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
 
 LONG, AT_ONCE = 1024, 256  # tokens beyond which attention goes a few queries at a time, and how many
+LONG_ON_GPU = 128  # beyond which cuDNN's kernel is quicker than XLA (docs/decisions/0018)
 
 
 def attend(
@@ -19,14 +20,13 @@ def attend(
     """The same as `attention`, in the way that suits the device and the number of keys.
 
     Up to `LONG` keys XLA has it all: the matrices of weights are small. Larger ones are never whole in memory: on a GPU cuDNN's
-    kernel goes through them (of 16-bit numbers, on Ampere and newer), on a TPU the Pallas kernel that JAX ships, elsewhere,
-    and with a mask, it is done a few queries at a time.
+    kernel goes through them (of 16-bit numbers, on Ampere and newer; from `LONG_ON_GPU` on), on a TPU the Pallas kernel that
+    JAX ships, elsewhere, and with a mask, it is done a few queries at a time.
     """
+    if mask is None and k.shape[-2] > LONG_ON_GPU and platform() == "gpu" and cudnn_takes(q):
+        return gpu_attention(q, k, v)
     if k.shape[-2] <= LONG:
         return attention(q, k, v, mask)
-    if mask is None and platform() == "gpu" and cudnn_takes(q):
-        turned = (x.swapaxes(1, 2) for x in (q, k, v))
-        return jax.nn.dot_product_attention(*turned, implementation="cudnn").swapaxes(1, 2)
     # XLA can't cut a kernel over devices that it isn't told of: evaluation on several goes without.
     told = {"data", "tensor"} <= set(jax.sharding.get_abstract_mesh().axis_names)
     if mask is None and platform() == "tpu" and (jax.device_count() == 1 or told):
@@ -129,6 +129,15 @@ def long_attention(
     each = () if mask is None or mask.ndim < 2 or mask.shape[-2] == 1 else (cut(mask),)
     y = jnp.moveaxis(jax.lax.map(some, (cut(q), *each)), 0, -3)
     return y.reshape(*y.shape[:-3], parts * AT_ONCE, y.shape[-1])[..., :count, :]
+
+
+def gpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:
+    """The same as `attention`, by cuDNN's kernel. Its gradient wants even numbers of tokens: one more is added and left out."""
+    count, even = q.shape[2], q.shape[2] % 2 == k.shape[2] % 2 == 0
+    real = [None if even else jnp.full(len(q), x.shape[2], jnp.int32) for x in (q, k)]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    y = jax.nn.dot_product_attention(q, k, v, query_seq_lengths=real[0], key_value_seq_lengths=real[1], implementation="cudnn")
+    return y.swapaxes(1, 2)[:, :, :count]
 
 
 def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:

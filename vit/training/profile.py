@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -16,6 +17,15 @@ from vit.training.storage import is_remote, write_atomically
 
 AFTER = 3  # updates before the first that is traced
 SHOWN = 30  # lines of the table
+
+
+def with_every_kernel(count: int) -> None:
+    """Before JAX looks for devices: a run of which `count` updates are to be traced starts a GPU's kernels one by one.
+
+    XLA puts them together into graphs of CUDA's, and a trace has one line for hundreds of operations.
+    """
+    if count:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
 
 
 class Profile:
