@@ -38,13 +38,11 @@ def main(config: Config, stop: Stop) -> None:
     from vit.training.hardware import peak_flops
     from vit.training.log import Log, matmul_speed
     from vit.training.loop import Loop
-    from vit.training.profile import with_every_kernel
     from vit.training.sharding import check_batch_size, distribute, make_mesh, state_shardings
     from vit.training.state import evaluated, init_state, make_eval_step, make_train_step, state_shapes
     from vit.training.trained import trained
     from vit.weights import start
 
-    with_every_kernel(config.profile)
     give_back_after_compiling()
 
     # ---- what: data, task, and the shapes of its state. Whatever can't work is refused here, before a file is written ----
@@ -149,6 +147,8 @@ if __name__ == "__main__":
     with told_to_the_user():
         config = parse_config(sys.argv[1:], DEFAULT)
         from vit.training.hosts import joined
+        from vit.training.profile import with_every_kernel
 
+        with_every_kernel(config.profile)
         with joined(config.distributed):
             main(config, stop)

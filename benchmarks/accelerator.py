@@ -135,7 +135,9 @@ def main() -> None:
         for name in wanted.contenders:
             command = [sys.executable, __file__, "--one", "--models", model, "--contenders", name, "--steps", str(wanted.steps)]
             done = subprocess.run(command, text=True, env=env, capture_output=True, check=False)
-            print(done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr[-1500:], flush=True)
+            if done.returncode:
+                sys.exit(done.stderr)
+            print(done.stdout.strip().splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def test_long_sequences_go_the_device_s_way(monkeypatch):
     for name in ("attention", "long_attention", "tpu_attention", "gpu_attention"):
         monkeypatch.setattr(module, name, lambda q, k, v, mask=None, name=name: taken.append(name) or q)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(module, "cudnn_takes", lambda q: True)
+    monkeypatch.setattr(module, "cudnn_takes", lambda q, k, v: True)
     few, short, long = (jnp.zeros((1, 2, n, 8), jnp.bfloat16) for n in (module.LONG_ON_GPU, module.LONG, module.LONG + 1))
     for device in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr(module, "platform", lambda device=device: device)
@@ -246,7 +246,7 @@ def test_long_sequences_go_the_device_s_way(monkeypatch):
 
 @pytest.mark.parametrize(("queries", "keys"), [(4, 4), (7, 7), (4, 7), (7, 4)])
 def test_what_cudnn_is_given_is_even_and_gives_the_formula_with_its_gradients(queries, keys, monkeypatch):
-    """cuDNN's gradient refuses odd numbers of tokens (seen on an H100); XLA stands in for it here."""
+    """JAX refuses cuDNN's gradient of odd numbers of tokens (seen on an H100); XLA stands in for it here."""
     kernel = jax.nn.dot_product_attention
 
     def even(q, k, v, implementation, **lengths):

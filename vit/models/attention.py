@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 Mask = Bool[Array, "..."] | Int[Array, "..."] | Float[Array, "..."]
 
 LONG, AT_ONCE = 1024, 256  # tokens beyond which attention goes a few queries at a time, and how many
-LONG_ON_GPU = 128  # beyond which cuDNN's kernel is quicker than XLA (docs/decisions/0018)
+LONG_ON_GPU = 64  # beyond which cuDNN's kernel is quicker than XLA's (docs/decisions/0018)
 
 
 def attend(
@@ -19,11 +19,11 @@ def attend(
 ) -> Float[Array, "B h Nq dv"]:
     """The same as `attention`, in the way that suits the device and the number of keys.
 
-    Up to `LONG` keys XLA has it all: the matrices of weights are small. Larger ones are never whole in memory: on a GPU cuDNN's
-    kernel goes through them (of 16-bit numbers, on Ampere and newer; from `LONG_ON_GPU` on), on a TPU the Pallas kernel that
-    JAX ships, elsewhere, and with a mask, it is done a few queries at a time.
+    On a GPU beyond `LONG_ON_GPU` keys that is cuDNN's kernel (of 16-bit numbers, on Ampere and newer). Else up to `LONG` XLA
+    has it all: the matrices of weights are small. Larger ones are never whole in memory: on a TPU the Pallas kernel that JAX
+    ships goes through them, elsewhere, and with a mask, it is done a few queries at a time.
     """
-    if mask is None and k.shape[-2] > LONG_ON_GPU and platform() == "gpu" and cudnn_takes(q):
+    if mask is None and k.shape[-2] > LONG_ON_GPU and platform() == "gpu" and cudnn_takes(q, k, v):
         return gpu_attention(q, k, v)
     if k.shape[-2] <= LONG:
         return attention(q, k, v, mask)
@@ -40,11 +40,12 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
-def cudnn_takes(q: Array) -> bool:
-    """Whether cuDNN's attention is for such queries, and for the GPU that is here."""
+def cudnn_takes(q: Array, k: Array, v: Array) -> bool:
+    """Whether cuDNN's attention is for such queries, keys and values, and for the GPU that is here."""
     device = jax.devices()[0]
     new = "cuda" in device.client.platform_version.lower() and float(device.compute_capability) >= 8
-    return new and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    alike = q.dtype == k.dtype == v.dtype and q.shape[-1] == k.shape[-1] == v.shape[-1]
+    return new and alike and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def attention_weights(
@@ -132,7 +133,7 @@ def long_attention(
 
 
 def gpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:
-    """The same as `attention`, by cuDNN's kernel. Its gradient wants even numbers of tokens: one more is added and left out."""
+    """The same as `attention`, by cuDNN's kernel. JAX refuses gradients of odd numbers of tokens: one more is then left out."""
     count, even = q.shape[2], q.shape[2] % 2 == k.shape[2] % 2 == 0
     real = [None if even else jnp.full(len(q), x.shape[2], jnp.int32) for x in (q, k)]
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0))).swapaxes(1, 2) for x in (q, k, v))

@@ -171,7 +171,7 @@ class SelfAttention(nnx.Module):
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         weights = attention_weights(q, k, mask) if with_weights else None
-        y = attend(q, k, v, mask).swapaxes(1, 2).reshape(B, N, D)  # XLA computes parts shared with the weights once
+        y = attend(q, k, v, mask).swapaxes(1, 2).reshape(B, N, D)  # XLA computes what it shares with the weights once
         return self.proj(self.norm(y) if hasattr(self, "norm") else y), weights
 
     def _by_heads(self, x: Float[Array, "M D"]) -> Float[Array, "M 3 h d"]:
