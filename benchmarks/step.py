@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from vit.config import ViTConfig
+from vit.training.memory import TUNABLES
 
 # name: (model, side in pixels, batch)
 MODELS = {
@@ -183,7 +184,7 @@ class Process:
 
     def __init__(self, name: str, model: str, mode: str):
         command = [sys.executable, __file__, "--contender", name, "--models", model, "--mode", mode]
-        env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as train.py sets it; for all, it helps who it helps
+        env = {**os.environ, "GLIBC_TUNABLES": TUNABLES}  # as train.py sets it; for all, it helps who it helps
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.pipe = subprocess.Popen(command, text=True, env=env, **pipes)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests import forks
 from tests.forks import QUICKLY
+from vit.training.memory import TUNABLES
 
 # Before jax starts: eight simulated devices in this process (a computation that names no devices still runs on one), and
 # quicker compilations. The programs under test are compiled as a user's are.
@@ -44,7 +45,7 @@ SMALL = [
 def program_environment() -> dict[str, str]:
     """The environment of a program under test: the compilation cache, and no flags of the outer world."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as train.py sets it, or it would start itself anew and import all again
+    env["GLIBC_TUNABLES"] = TUNABLES  # as train.py sets it, or it would start itself anew and import all again
     return {**env, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 

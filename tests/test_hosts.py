@@ -23,7 +23,8 @@ def start_several(workdir, *args, count=2, alone=False):
 
 
 def ended(processes, codes, timeout=300):
-    outputs = [process.communicate(timeout=timeout) for process in processes]
+    until = time.monotonic() + timeout
+    outputs = [process.communicate(timeout=max(0, until - time.monotonic())) for process in processes]
     assert [process.returncode for process in processes] == codes, outputs
     return outputs
 

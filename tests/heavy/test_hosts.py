@@ -77,6 +77,13 @@ def test_one_process_may_be_distributed_as_well(trained, tmp_path):
     assert json.loads((tmp_path / "run" / "eval.json").read_text()) == json.loads((trained / "eval.json").read_text())
 
 
+def test_the_plan_of_two_processes_is_told_once(tmp_path):
+    outputs = ended(start_several(tmp_path / "run", "--dry-run", "--fsdp", alone=True), [0, 0])
+    assert "devices: 2 × cpu, FSDP" in outputs[0][0]
+    assert "model: " not in outputs[1][0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("count", [4])
 def test_processes_train_as_one(trained, tmp_path, count):
     outputs = ended(start_several(tmp_path / "run", count=count, alone=True), [0] * count)

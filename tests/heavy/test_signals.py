@@ -1,8 +1,10 @@
 """The same run told to stop, at chosen places: each time it saves, says so, and ends bitwise as if nothing had happened."""
 
+import random
+
 from tests.conftest import run
 from tests.heavy.conftest import COMMAND
-from tests.heavy.test_kills import SAVING, struck
+from tests.heavy.test_kills import SAVING, some, struck
 from tests.test_programs import assert_same_state, final_state
 
 # At these a process that still runs notices, saves and exits with 75.
@@ -15,9 +17,11 @@ SIGNALS = [
 ]
 
 
-def test_told_to_stop_at_every_place(whole, tmp_path):
-    print()
-    for place, count in SIGNALS:
+def test_told_to_stop_at_one_place_after_the_other(whole, tmp_path):
+    seed = random.randrange(10**6)
+    print(f"\nseed {seed}")
+    signals = some(SIGNALS, random.Random(seed))
+    for place, count in signals:
         code, err = struck("SIGTERM", place, count, tmp_path / "run")
         assert code == 75, f"{place}: {err}"
         step, _ = final_state(tmp_path / "run")
@@ -32,4 +36,4 @@ def test_told_to_stop_at_every_place(whole, tmp_path):
         assert "stopped before the evaluation was done" in err
     run("train.py", *COMMAND, f"--workdir={tmp_path / 'run'}")
     assert (tmp_path / "run" / "eval.json").is_file()
-    print(f"{len(SIGNALS) + 2} signals answered")
+    print(f"{len(signals) + 2} signals answered")

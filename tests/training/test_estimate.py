@@ -10,9 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, SMALL, run
+from tests.data.mask_faults import config as mask_config
+from tests.data.mask_faults import whole, write
 from vit import cli
-from vit.config import Config, TfdsData, ViTConfig
+from vit.config import Config, SegmentationConfig, TfdsData, ViTConfig
+from vit.data.batches import Batches
+from vit.data.masks import MaskImages
 from vit.errors import UserError
 from vit.tasks import make_task
 from vit.training import estimate
@@ -123,6 +127,23 @@ def test_the_command(monkeypatch):
 def test_a_set_with_masks_must_be_there():
     with pytest.raises(UserError):
         told("--config", REPO / "configs/segment.py", "--data.dir", Path("nowhere"))
+
+
+@pytest.mark.parametrize("view", ["whole", "sliding"])
+def test_what_is_compiled_has_the_shapes_of_training(view, tmp_path):
+    """Of masks, whose evaluation is at the images' own size."""
+    data = mask_config(write(tmp_path, whole()), view=view)
+    _, example, _ = estimate.described(Config(data=data, task=SegmentationConfig()))
+    batch = next(Batches(MaskImages(data, "train"), 0, 2).starting_at(0))
+    assert {n: x.shape for n, x in example.items()} == {n: x.shape[1:] for n, x in batch.items() if n != "mask"}
+
+
+def test_a_dry_run_tells_and_leaves_nothing(tmp_path):
+    out, _ = run("train.py", *SMALL, "--dry-run", f"--workdir={tmp_path / 'run'}")
+    assert "devices: 1 × cpu" in out
+    assert "largest batch that fits: " in out
+    assert "disk: " in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_known_sizes_of_data_that_is_not_here():

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from vit.data.sources import describe, open_source
 from vit.errors import UserError
 from vit.tasks import make_task
 from vit.training.hardware import CHIPS, GIB, Chip
+from vit.training.hosts import from_primary
 from vit.training.log import matmul_speed
 from vit.training.optim import image_size
 from vit.training.sharding import check_batch_size, make_mesh, state_shardings
@@ -76,10 +78,10 @@ def _silent() -> Iterator[None]:
 
 
 def described(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray], str]:
-    """The data set in the words of `describe`, an example of it, and what had to be assumed because it isn't here."""
+    """The data set in the words of `describe`, an example as training has it, and what had to be assumed for want of it."""
     try:
         source = open_source(config.data, "train")
-        example = {name: np.asarray(x) for name, x in source[0].items() if name != "bad"}
+        example = {name: np.asarray(x) for name, x in source.drawn(0, random.Random(0)).items()}
         return describe(source), example, ""
     except UserError:
         data: Any = config.data
@@ -206,7 +208,8 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
     """Lines on what the run will need of these devices. Raises `UserError` if it can't be asked."""
     mesh = make_mesh(devices, config.tensor)
     check_batch_size(config.batch_size, config.accumulate, mesh)
-    chip, source = room_of(devices)
+    numbers, source = from_primary(lambda: [*room_of(devices)])  # the same for all: each compiles the same batches
+    chip = Chip(*numbers)
     data, example, assumed = described(config)
     task = make_task(config.task, config.model, data)
     preprocessing(config.data, data)
@@ -234,7 +237,7 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
     side = "x".join(map(str, data["image_size"]))
     return [
         *([f"assumed: {assumed}"] if assumed else []),
-        f"model: {parameters:,} parameters, {once / 1e9:.4g} GFLOPs an image of {side}, {3 * once / 1e9:.4g} to train on it",
+        f"model: {parameters:,} parameters, {once / 1e9:.4g} GFLOPs an image of {side}, {3 * once / 1e9:.4g} to train all",
         f"devices: {n} × {devices[0].device_kind}, {spread}, --tensor {config.tensor}",
         _memory(step, B, chip),
         f"largest batch that fits: {most:,}" if most else "largest batch that fits: none of those tried",

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from vit.errors import BUG, STOPPED, Stopped, UserError
 
+HEARTBEAT = 30  # seconds without a sign of a process until JAX calls it lost
 LOST = UserError(
     "another process of this run has ended", "the network", "see its log; the same commands on all hosts then resume", STOPPED
 )
@@ -45,7 +46,8 @@ def joined(distributed: bool) -> Iterator[None]:
             for name, x in numbers.items():
                 if x and not x.isdecimal():
                     raise ValueError(f"JAX_{name.upper()} is {x!r}")
-            jax.distributed.initialize(**cast(Any, {name: int(x) for name, x in numbers.items() if x}))
+            told = cast(Any, {name: int(x) for name, x in numbers.items() if x})
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **told)
         except (ValueError, RuntimeError, TypeError) as error:
             what = f"the other processes can't be found: {error}"
             fix = "set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID"
@@ -77,7 +79,7 @@ def _listen_for_abort() -> None:
     """When process 0 is lost, JAX's own thread aborts every other process in C++: say what that means."""
 
     def aborted(_: int) -> None:
-        _leave(str(LOST), STOPPED)
+        _leave(f"{LOST}\n(or this one broke: then JAX has said so above)", STOPPED)
 
     global _handler  # C keeps its address
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)

@@ -43,7 +43,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Meter:
-    """What the updates since the last line of the log amount to."""
+    """What the updates since the last line of the log amount to; FLOPs are counted as if all parameters were trained."""
 
     limit: float = 0.0  # FLOP/s that the devices can do; 0: not known
     images: int = 0

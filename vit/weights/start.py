@@ -38,7 +38,9 @@ def settle(config: Config, workdir: Any) -> tuple[Config, Pretrained | None, lis
     if found:
         chosen = fields(from_json(found.meta["config"], f"{workdir}, step {found.step}"))
         config = replaced(config, {name: chosen[name][1] for name in config.auto if name in chosen})
-        return dataclasses.replace(config, auto=()), None, []
+        config = dataclasses.replace(config, auto=())
+        validate(config, f"the settings with those of {workdir}")
+        return config, None, []
     if not config.weights and (config.freeze == HEAD_ALONE or config.lora.rank):
         what = "all but the head is frozen" if config.freeze == HEAD_ALONE else "LoRA adds to weights that were trained"
         raise UserError(f"--weights is missing: {what}", "the command line", "give --weights, as runs/cifar10_cpu-s0")
