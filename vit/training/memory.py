@@ -1,8 +1,7 @@
-"""What glibc's malloc is told on Linux, for steps on a CPU: huge pages, few arenas, and to give back what compiling leaves.
+"""What glibc's malloc is told on Linux, for steps on a CPU: huge pages, and to give back what compiling leaves.
 
 XLA takes a step's buffers (hundreds of MB) from the system anew at each step, and the system hands out zeroed pages one by one
-as they are touched: of 4 kB, that is a tenth of a step's time; of 2 MB, nothing to speak of (docs/decisions/0018). And each
-of malloc's arenas, up to eight a core, keeps what its threads freed: one for four cores keeps less.
+as they are touched: of 4 kB, that is a tenth of a step's time; of 2 MB, nothing to speak of (docs/decisions/0018).
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 
 SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={max(1, (os.cpu_count() or 1) // 4)}"
+TUNABLES = "glibc.malloc.hugetlb=1"
 
 
 def with_huge_pages() -> None:
