@@ -29,8 +29,8 @@ CONTENDERS = ["vit", "vit, remat", "torch", "torch, compiled", "timm, compiled"]
 def ours(config: ViTConfig, batch: int, kind: str) -> tuple[Callable[[], Any], Callable[[Any], Any], Callable[[], int]]:
     """A step that doesn't wait, what waits for its result, and bytes in use at the most."""
     import jax
-    import numpy as np
 
+    from benchmarks.step import made_up
     from vit.config import AugmentConfig, Config, TfdsData
     from vit.data.augment import make_prepare
     from vit.models import attention
@@ -43,11 +43,8 @@ def ours(config: ViTConfig, batch: int, kind: str) -> tuple[Callable[[], Any], C
         setattr(attention, name, {"XLA": 10**9, "cuDNN": 0}.get(kind, getattr(attention, name)))
     model = dataclasses.replace(config, dtype="bfloat16", remat=kind == "remat")
     run = Config(model=model, batch_size=batch, data=TfdsData(), augment=AugmentConfig(flip=True, mixup=0.2), clip=1.0)
-    data = {"dataset": "", "class_names": [str(k) for k in range(CLASSES)], "image_size": [SIDE, SIDE], "channels": 3}
+    data, made = made_up(SIDE, batch, CLASSES)
     task = make_task(run.task, run.model, data)
-    rng = np.random.default_rng(0)
-    made = {"image": rng.integers(0, 256, (batch, SIDE, SIDE, 3)).astype(np.uint8), "mask": np.ones(batch, bool)}
-    made |= {"label": rng.integers(0, CLASSES, batch).astype(np.int32), "id": np.arange(batch, dtype=np.int32)}
     mesh, state = make_mesh(), init_state(task.build, run)
     step = make_train_step(task, make_prepare(run.data, run.augment), run)
 
@@ -86,8 +83,8 @@ def contender(name: str, model: str, batch: int, steps: int) -> dict[str, Any]:
     from vit.training.hardware import CHIPS
 
     config, begin = ViTConfig.variant(model), time.perf_counter()
-    make = ours(config, batch, name.partition(", ")[2]) if name.startswith("vit") else theirs(config, batch, name)
-    once, wait, peak = make
+    of_vit = name.startswith("vit")
+    once, wait, peak = ours(config, batch, name.partition(", ")[2]) if of_vit else theirs(config, batch, name)
     for _ in range(3):
         wait(once())
     ready = time.perf_counter() - begin
@@ -98,8 +95,7 @@ def contender(name: str, model: str, batch: int, steps: int) -> dict[str, Any]:
             last = once()
         wait(last)
         times.append((time.perf_counter() - begin) / steps)
-    second = sorted(times)[1]
-    device = device_name(name)
+    second, device = sorted(times)[1], device_name(name)
     work = 3 * batch * flops(config, image_size=(SIDE, SIDE), channels=3, classes=CLASSES)
     row = {"device": device, "model": model, "batch": batch, "contender": name, "ms": round(1e3 * second, 2)}
     row |= {"spread_ms": [round(1e3 * t, 2) for t in (min(times), max(times))], "images_per_s": round(batch / second)}

@@ -47,6 +47,16 @@ def operations(config: ViTConfig, side: int) -> float:
     return flops(config, image_size=(side, side), channels=3, classes=CLASSES)
 
 
+def made_up(side: int, batch: int, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A data set's description, and a batch of it."""
+    import numpy as np
+
+    data = {"dataset": "made up", "class_names": [str(k) for k in range(classes)], "image_size": [side, side], "channels": 3}
+    rng, ids = np.random.default_rng(0), np.arange(batch, dtype=np.int32)
+    images = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
+    return data, {"image": images, "label": ids % classes, "id": ids, "mask": np.ones(batch, bool)}
+
+
 # ---- the contenders: each gives a function that does one step and waits for it ----
 
 
@@ -55,7 +65,6 @@ def ours(config: ViTConfig, side: int, batch: int, mode: str, remat: bool) -> Ca
     import dataclasses
 
     import jax
-    import numpy as np
 
     from vit.config import AugmentConfig, Config, TfdsData
     from vit.data.augment import make_prepare
@@ -65,12 +74,8 @@ def ours(config: ViTConfig, side: int, batch: int, mode: str, remat: bool) -> Ca
     from vit.training.state import init_state, make_eval_step, make_train_step
 
     run = Config(model=dataclasses.replace(config, remat=remat), batch_size=batch, data=TfdsData(), clip=0.0)
-    data = {"dataset": "made up", "class_names": [str(k) for k in range(CLASSES)], "image_size": [side, side], "channels": 3}
+    data, made = made_up(side, batch, CLASSES)
     task, prepare = make_task(run.task, run.model, data), make_prepare(run.data, AugmentConfig())
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
-    labels, ids = rng.integers(0, CLASSES, batch).astype(np.int32), np.arange(batch, dtype=np.int32)
-    made = {"image": images, "label": labels, "id": ids, "mask": np.ones(batch, bool)}
     give_back_after_compiling()
     mesh, state = make_mesh(), init_state(task.build, run)
     if mode == "forward":

@@ -90,7 +90,7 @@ def some(places, rng):
 
 
 def test_killed_at_one_place_after_the_other(whole, tmp_path):
-    """One run, killed at each place; then one that is only killed at its end."""
+    """One run, killed at half of the places; then one that is only killed at its end."""
     seed = random.randrange(10**6)
     rng = random.Random(seed)
     kills = [*some(KILLS, rng), *AT_THE_END]

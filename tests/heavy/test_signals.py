@@ -18,6 +18,7 @@ SIGNALS = [
 
 
 def test_told_to_stop_at_one_place_after_the_other(whole, tmp_path):
+    """At half of the places."""
     seed = random.randrange(10**6)
     print(f"\nseed {seed}")
     signals = some(SIGNALS, random.Random(seed))

@@ -133,7 +133,7 @@ def long_attention(
 
 
 def gpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[Array, "B h Nk d"]) -> Float[Array, "B h Nq d"]:
-    """The same as `attention`, by cuDNN's kernel. JAX refuses gradients of odd numbers of tokens: one more is then left out."""
+    """The same as `attention`, by cuDNN's kernel. JAX refuses gradients of odd numbers of tokens: then one is added."""
     count, even = q.shape[2], q.shape[2] % 2 == k.shape[2] % 2 == 0
     real = [None if even else jnp.full(len(q), x.shape[2], jnp.int32) for x in (q, k)]
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
