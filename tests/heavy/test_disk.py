@@ -23,7 +23,7 @@ def with_mounts(script, folder):
     ):
         pytest.skip("this system doesn't let a test mount a file system of its own")
     environment = {**program_environment(), "TRAIN": f"train.py {' '.join(LONG)} --workdir {folder}/run"}
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("room", [800, 950])
@@ -51,7 +51,9 @@ def test_a_folder_that_becomes_read_only(tmp_path):
     script = """
         "$2" -W error $TRAIN >/dev/null & train=$!
         until [ -e "$1/run/checkpoints/50" ]; do sleep 0.02; kill -0 $train || exit 9; done
-        mount --bind "$1/run/checkpoints" "$1/run/checkpoints" && mount -o remount,bind,ro "$1/run/checkpoints"
+        mount --bind "$1/run/checkpoints" "$1/run/checkpoints" || exit 9
+        # Refused as busy while a file in it is open for writing.
+        until mount -o remount,bind,ro "$1/run/checkpoints" 2>"$1/busy"; do kill -0 $train || exit 9; done
         wait $train; echo "exit $?"
     """
     done = with_mounts(script, tmp_path)

@@ -201,12 +201,12 @@ def test_consecutive_resumes_see_every_batch_once(tmp_path):
 
 def test_a_failed_save_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
     with Run(tmp_path) as run:
-        digest = run.checkpoints._commit
+        commit = run.checkpoints._commit
 
-        def failing(step, meta):
+        def failing(step, state, meta):
             if step == 4:
                 raise UserError("the checkpoint of step 4 could not be written", "x", "y")
-            digest(step, meta)
+            commit(step, state, meta)
 
         monkeypatch.setattr(run.checkpoints, "_commit", failing)
         with pytest.raises(UserError, match="step 4 could not be written"):

@@ -16,7 +16,10 @@ import contextlib
 import errno
 import json
 import logging
+import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,8 +38,18 @@ from vit.training.hosts import array_from_primary, from_primary, primary
 from vit.training.sharding import collect, distribute
 from vit.training.storage import MANIFEST
 
-# What stops a save is raised here and told in three lines; Orbax's threads would log it too, with their tracebacks.
+# What stops a save is raised here and told in three lines. Orbax's threads log it too, asyncio for each array that failed
+# beside the first, and TensorStore prints a traceback for each that then finds the event loop closed.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: not re.search("tensorstore|/orbax/", record.getMessage()))
+
+
+def _unless_of_a_failed_save(unraisable: Any, otherwise: Any = sys.unraisablehook) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        otherwise(unraisable)
+
+
+sys.unraisablehook = _unless_of_a_failed_save
 
 
 class Damaged(Exception):
@@ -65,7 +78,8 @@ class Checkpoints:
         self._staging = Path(tempfile.mkdtemp(prefix="vit-")) if self.remote else self.folder
         alone = {jax.process_index()}
         options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes=alone)
-        self._orbax = ocp.AsyncCheckpointer(
+        # Not Orbax's own background save: when it fails, its threads keep the program from ending for ten minutes.
+        self._orbax = ocp.Checkpointer(
             ocp.StandardCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
         )
         self._thread = ThreadPoolExecutor(1, "save")
@@ -111,8 +125,7 @@ class Checkpoints:
             needed = sum(x.nbytes for x in arrays) + 2**11 * len(arrays) + 2**16
             if free < needed:
                 raise OSError(errno.ENOSPC, f"No space left on device: {needed:,} bytes needed, {free:,} free")
-            self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))
-        self._saving = self._thread.submit(self._commit, step, meta)
+        self._saving = self._thread.submit(self._commit, step, state, meta)
 
     def check(self) -> None:
         """Raise what a save failed with, without waiting for one that is under way."""
@@ -125,10 +138,10 @@ class Checkpoints:
             saving, self._saving = self._saving, None
             saving.result()
 
-    def _commit(self, step: int, meta: dict[str, Any]) -> None:
+    def _commit(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         temporary, target, old = self._staging / f"tmp-{step}", self.folder / str(step), self.folder / f"old-{step}"
         with _failing_as_user_error(step, self.folder):
-            self._orbax.wait_until_finished()
+            self._orbax.save(temporary / "state", args=ocp.args.StandardSave(_by_path(state)))
             self._check_folder(temporary)
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
             files = {name: storage.digest(temporary / name) for name in storage.files(temporary)}
@@ -311,7 +324,8 @@ def _failing_as_user_error(step: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: what tensorstore makes of a full disk
-        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{error!s:.160}"
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        why = getattr(error, "strerror", None) or (os.strerror(int(code[1])) if code else f"{error!s:.160}")
         what = f"the checkpoint of step {step} could not be written: {why}"
         raise UserError(what, str(folder), "make room or mend the folder; the same command then resumes") from error
 
