@@ -76,11 +76,9 @@ def main(config: Config, stop: Stop) -> None:
             training = sum(like["params"][path].size for path in trained(config, like["params"]))
             log.say(as_flags(config))
             log.say(f"{data['dataset']}: {len(train_source):,} images to train on, {len(val_source):,} to validate")
-            for line in said(train_source):
+            for line in [*said(train_source), *([] if found else [*notes, *more])]:
                 log.say(line)
             devices = f"{mesh.size} × {jax.devices()[0].device_kind}"
-            for line in () if found else [*notes, *more]:
-                log.say(line)
             some = f" ({training:,} of them trained)" if training < parameters else ""
             log.say(f"{parameters:,} parameters{some}, {task.flops() / 1e9:.3g} GFLOPs an image, {devices}")
             log.say(f"resuming {run} from step {found.step}" if found else f"starting {run} afresh")
@@ -107,13 +105,8 @@ def main(config: Config, stop: Stop) -> None:
                 seen.update(step=int(state["step"]), figures=figures, examples=examples, watched=look(evaluated(state)))
                 return figures
 
-            meta = {
-                "config": to_json(config),
-                "data": data,
-                "preprocessing": pixels,
-                "versions": workdir.versions(),
-                "scores": scores,
-            }
+            versions = workdir.versions()
+            meta = {"config": to_json(config), "data": data, "preprocessing": pixels, "versions": versions, "scores": scores}
             before = matmul_speed()
             limit = peak_flops(mesh.devices.flatten(), before)
             loop = Loop(

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from vit.config import ViTConfig
 from vit.models import attention as module
@@ -71,6 +72,15 @@ def test_a_row_that_may_attend_to_nothing_is_zero_forward_and_backward(additive)
     assert not np.any(gradients[0][:, 2])
     others = np.array([0, 1, 3, 4])
     assert np.all(np.abs(np.asarray(gradients[0])[:, others]).sum(axis=-1) > 0)
+
+
+def test_the_gradient_of_gelu_is_scipys():
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4]])
+    wanted = norm.cdf(x) + x * norm.pdf(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(jnp.asarray(x, jnp.float32)), wanted, atol=3e-6)
+    twice = jax.vmap(jax.grad(jax.grad(layers.gelu)))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(twice, (2 - x * x) * norm.pdf(x), atol=3e-6)
+    assert jax.grad(lambda x: layers.gelu(x).astype(float))(jnp.bfloat16(1.5)).dtype == jnp.bfloat16
 
 
 def test_the_worked_example():

@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
 
 from vit.config import AdamW, AugmentConfig, Config, ScheduleConfig, ViTConfig
 from vit.data.augment import make_prepare
 from vit.data.batches import Batches
 from vit.data.sources import describe, open_source
 from vit.errors import UserError
+from vit.models.layers import prime_factors
 from vit.tasks import make_task
 from vit.training.checkpoint import Checkpoints
 from vit.training.log import Log, read_metrics
@@ -85,6 +89,15 @@ def test_a_hundred_steps_on_eight_devices_are_those_on_one(on_one, where):
     assert losses[-1] < 0.95 * losses[0]
 
 
+def test_sides_that_the_devices_do_not_divide_are_cut_by_prime_factors_and_train_as_on_one():
+    config = dataclasses.replace(CONFIG, fsdp=True, model=dataclasses.replace(CONFIG.model, width=36, depth=1, mlp=60))
+    (losses, state), (wanted, _) = (train(config, devices, steps=20) for devices in (8, 1))
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    kernel = state["params"]["blocks/0/attn/qkv/kernel"]
+    assert kernel.shape == (36, 108)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(18, 27)}
+
+
 def test_two_runs_of_the_same_seed_are_bitwise_equal(on_one):
     losses, state = train(CONFIG, 1)
     np.testing.assert_array_equal(losses, on_one[0])
@@ -106,11 +119,24 @@ def test_fsdp_holds_an_eighth_of_the_matrices_on_each_device_and_gathers_them():
 
 
 def test_what_fsdp_cuts():
-    mesh = mesh_of(8)
-    cuts = {(64, 192): (None, "data"), (192, 64): ("data", None), (10, 64): (None, "data"), (64, 10): ("data", None)}
-    cuts |= {(1, 17, 24): (None, None, "data"), (64,): (), (): (), (7, 9): ()}
+    mesh, whole = mesh_of(8), ("data0", "data1", "data2")
+    cuts = {(64, 192): (None, whole), (192, 64): (whole, None), (10, 64): (None, whole), (64, 10): (whole, None)}
+    cuts |= {(1, 17, 24): (None, None, whole), (12, 8): (None, whole), (64,): (), (): (), (7, 9): ()}
+    # No side that eight divides: by twos.
+    cuts |= {(12, 36): ("data2", whole[:2]), (6, 9): ("data0", None), (2, 2, 3, 6): ("data1", "data2", None, "data0")}
     assert {shape: tuple(spec("a/kernel", shape, mesh, True)) for shape in cuts} == cuts
     assert {tuple(spec("a/kernel", shape, mesh, False)) for shape in cuts} == {()}
+
+
+@given(shape=st.lists(st.integers(1, 60), min_size=2, max_size=4).map(tuple), n=st.sampled_from([2, 3, 4, 6, 8]))
+def test_fsdp_leaves_each_device_as_little_as_can_be(shape, n):
+    mesh = mesh_of(n)
+    part = NamedSharding(mesh, spec("a/kernel", shape, mesh, True)).shard_shape(shape)
+    wanted, sizes = n, list(shape)  # each prime factor of n cuts a side once, where one is left that it divides
+    for p in prime_factors(n):
+        if at := [i for i, size in enumerate(sizes) if size % p == 0]:
+            sizes[at[0]], wanted = sizes[at[0]] // p, wanted // p
+    assert np.prod(part) * n == np.prod(shape) * wanted
 
 
 def test_a_batch_that_the_devices_cannot_share():

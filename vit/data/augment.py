@@ -85,6 +85,11 @@ def to_pixels(images: Images, data: Data) -> UInt8[Array, "B H W C"]:
 # ---- where things are ----
 
 
+def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:
+    """To squares of `size` pixels: bilinear, with antialiasing."""
+    return jax.image.resize(images, (len(images), size, size, images.shape[-1]), "linear", antialias=True)
+
+
 def pad_and_crop(keys: Keys, images: Num[Array, "B H W C"], padding: int, fill: int = 0) -> Num[Array, "B H W C"]:
     """Each image moved by up to `padding` whole pixels either way, in each direction; what comes in is `fill`, black.
 

@@ -27,7 +27,7 @@ from vit.models.vit import Params, merge
 from vit.tasks import boxscores
 from vit.tasks.detection import own_pixels
 from vit.training.evaluate import Trained
-from vit.training.sharding import collect, make_mesh, place
+from vit.training.sharding import by_example, collect, make_mesh, place
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +83,7 @@ class BoxPredictor:
         self._prepare = make_prepare(trained.config.data, trained.config.augment)
         self._mesh = make_mesh(jax.local_devices())
         self._params = everywhere(trained.params, self._mesh)
-        split, whole = PartitionSpec("data"), PartitionSpec()
+        split, whole = by_example(self._mesh).spec, PartitionSpec()
         how: Any = {"mesh": self._mesh, "in_specs": (whole, split), "out_specs": split, "check_vma": False}
         # Each device has images of its own: left to XLA, all would wait for each round of the others' suppression.
         self._outputs = jax.jit(jax.shard_map(self._to_outputs, **how))

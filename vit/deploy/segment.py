@@ -26,7 +26,7 @@ from vit.deploy.images import Shown, check_size, listed, pixels
 from vit.deploy.predict import all_good, batch_by_batch, bytes_of_an_image, everywhere, fitting
 from vit.models.vit import Params, merge
 from vit.training.evaluate import Trained
-from vit.training.sharding import make_mesh, place
+from vit.training.sharding import by_example, make_mesh, place
 
 BAND = 2**22  # pixels that are counted or coloured at a time
 WASTE = 1.5  # times its own canvas's area on which an image is put rather than compile another
@@ -99,7 +99,7 @@ class MaskPredictor:
         self._mesh = make_mesh(jax.local_devices())
         self._params = everywhere(trained.params, self._mesh)
         self._canvases: list[tuple[int, int]] = []  # for which a program is compiled
-        split, whole = PartitionSpec("data"), PartitionSpec()
+        split, whole = by_example(self._mesh).spec, PartitionSpec()
         how: Any = {"mesh": self._mesh, "in_specs": (whole, split), "out_specs": split, "check_vma": False}
         # Each device has images of its own: left to XLA, all of them would go through those of all, one after the other.
         self._logits, self._outputs = (jax.jit(jax.shard_map(f, **how)) for f in (self._to_logits, self._to_outputs))

@@ -28,7 +28,7 @@ def attend(
     if k.shape[-2] <= LONG:
         return attention(q, k, v, mask)
     # XLA can't cut a kernel over devices that it isn't told of: evaluation on several goes without.
-    told = {"data", "tensor"} <= set(jax.sharding.get_abstract_mesh().axis_names)
+    told = "tensor" in jax.sharding.get_abstract_mesh().axis_names
     if mask is None and platform() == "tpu" and (jax.device_count() == 1 or told):
         return tpu_attention(q, k, v)
     return long_attention(q, k, v, mask)
@@ -145,7 +145,7 @@ def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[A
     """The same as `attention`, by the flash attention that JAX ships for TPUs (arXiv 2205.14135).
 
     Its blocks are of 128 tokens: what is added at the end belongs to another segment, which no real token attends to. On
-    several devices examples go over the mesh's axis `data`, heads over `tensor`.
+    several devices heads go over the mesh's last axis, `tensor`, examples over the others.
     """
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
@@ -159,9 +159,9 @@ def tpu_attention(q: Num[Array, "B h Nq d"], k: Num[Array, "B h Nk d"], v: Num[A
         return y[:, :, : q.shape[2]]
 
     mesh = jax.sharding.get_abstract_mesh()
-    if not {"data", "tensor"} <= set(mesh.axis_names) or mesh.are_all_axes_manual:
+    if "tensor" not in mesh.axis_names or mesh.are_all_axes_manual:
         return kernel(q, k, v)
-    spec = PartitionSpec("data", "tensor")
+    spec = PartitionSpec(mesh.axis_names[:-1], "tensor")
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
 
 

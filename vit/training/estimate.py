@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vit.config import AugmentConfig, Config, FolderData, TfdsData
 from vit.data.augment import make_prepare, preprocessing
@@ -29,7 +29,7 @@ from vit.training.hardware import CHIPS, GIB, Chip
 from vit.training.hosts import from_primary
 from vit.training.log import matmul_speed
 from vit.training.optim import image_size
-from vit.training.sharding import check_batch_size, make_mesh, state_shardings
+from vit.training.sharding import by_example, check_batch_size, make_mesh, rows_of, state_shardings
 from vit.training.state import make_train_step, state_shapes
 
 KNOWN = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet2012": (1000, 224)}  # classes, side of images that aren't cropped
@@ -102,9 +102,8 @@ def described(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray], st
 def compiled(config: Config, task: Any, example: dict[str, np.ndarray], mesh: Mesh) -> Step:
     """The training step for these devices. Raises `MemoryError(bytes)` if the compiler says that it doesn't fit."""
     like = state_shardings(state_shapes(task, config), mesh, config.fsdp)
-    rows = NamedSharding(mesh, PartitionSpec("data"))
     shapes = {name: ((config.batch_size, *x.shape), x.dtype) for name, x in {**example, "mask": np.bool_(True)}.items()}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_example(mesh)) for name, (shape, dtype) in shapes.items()}
     step: Any = make_train_step(task, make_prepare(config.data, AugmentConfig()), config, like)
     try:
         with _silent():
@@ -228,7 +227,7 @@ def estimate(config: Config, devices: list[Any]) -> list[str]:
             return max(error.args[0], 1.001 * chip.memory)
         return fitting[batch].memory
 
-    most = largest_batch(compile_for, B, mesh.shape["data"] * config.accumulate, chip.memory)
+    most = largest_batch(compile_for, B, rows_of(mesh) * config.accumulate, chip.memory)
     step = fitting.get(B)
     sides = [image_size(config.schedule, i, 100) for i in range(100)]  # the run's, in its hundredths
     mean = sum(task.flops(side) for side in sides) / len(sides)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit.errors import UserError
+from vit.models.layers import prime_factors
 
 T = TypeVar("T")
 
@@ -24,7 +25,8 @@ T = TypeVar("T")
 def make_mesh(devices: list[Any] | None = None, tensor: int = 1) -> Mesh:
     """All devices (or those given) as rows of `tensor` devices each: rows share the batch, the devices of a row each example.
 
-    The axes are called `data` and `tensor`. Rows go host by host, so that the hosts' parts in order are the batch.
+    The last axis is called `tensor`; those of the rows, `data0`, `data1` and so on, are as long as the prime factors of their
+    number, so that each factor may cut another side. Rows go host by host, so that the hosts' parts in order are the batch.
     Raises `UserError` if a host's devices don't make whole rows.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -32,17 +34,29 @@ def make_mesh(devices: list[Any] | None = None, tensor: int = 1) -> Mesh:
     if odd := [count for count in here.values() if count % tensor]:
         what = f"--tensor {tensor} can't be made of the {odd[0]} devices of a host"
         raise UserError(what, "the command line", "give a number that divides them")
-    return Mesh(np.array(devices).reshape(-1, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    lengths = [*prime_factors(len(devices) // tensor), tensor]
+    names = [*(f"data{i}" for i in range(len(lengths) - 1)), "tensor"]
+    return Mesh(np.array(devices).reshape(lengths), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def rows_of(mesh: Mesh) -> int:
+    """How many rows of devices share the batch."""
+    return mesh.size // mesh.shape["tensor"]
+
+
+def by_example(mesh: Mesh) -> NamedSharding:
+    """Arrays of a batch: the rows of devices share the first axis."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[:-1]))
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raise `UserError` if the devices can't share each microbatch evenly."""
-    rows = mesh.shape["data"]
+    rows = rows_of(mesh)
     if batch_size % (rows * accumulate):
-        rows_of = f" rows of {mesh.size // rows}" if rows < mesh.size else ""
-        what = f"--batch-size {batch_size} can't be shared by {rows}{rows_of} devices"
+        wide = f" rows of {mesh.size // rows}" if rows < mesh.size else ""
+        what = f"--batch-size {batch_size} can't be shared by {rows}{wide} devices"
         what += f" in {accumulate} microbatches" if accumulate > 1 else ""
-        fix = f"give a multiple of {rows * accumulate} (devices{' / --tensor' if rows_of else ''} × --accumulate)"
+        fix = f"give a multiple of {rows * accumulate} (devices{' / --tensor' if wide else ''} × --accumulate)"
         raise UserError(what, "the command line", fix)
 
 
@@ -60,18 +74,21 @@ TENSOR = {r"attn/qkv/kernel$": 0, r"attn/proj/kernel$": 0, r"mlp/fc1/(kernel|bia
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
     """How a parameter, or what the optimiser keeps of it, is cut.
 
-    Over `tensor` by the table above. With `fsdp` (ZeRO-3, arXiv 1910.02054) over `data` too: every matrix along its
-    longest side that is still whole and that the devices divide; vectors are not.
+    Over `tensor` by the table above. With `fsdp` (ZeRO-3, arXiv 1910.02054) over the rows too: every matrix along its longest
+    side that is still whole and that their number divides; without such a side, each prime factor of the number along the
+    longest that it divides. Vectors are not cut.
     """
-    cut: list[str | None] = [None] * len(shape)
-    rows, tensor = mesh.shape["data"], mesh.shape["tensor"]
+    cut: list[tuple[str, ...]] = [()] * len(shape)
+    left, rows = list(shape), rows_of(mesh)
     side = next((side for pattern, side in TENSOR.items() if re.search(rf"(^|/)blocks/.*{pattern}", path)), None)
-    if tensor > 1 and side is not None and shape and shape[side] % tensor == 0:
-        cut[side] = "tensor"
-    sides = [i for i, n in enumerate(shape) if cut[i] is None and n % rows == 0 and n > 1]
-    if fsdp and rows > 1 and len(shape) > 1 and sides:
-        cut[max(sides, key=lambda i: shape[i])] = "data"
-    return PartitionSpec(*cut) if any(cut) else PartitionSpec()
+    if mesh.shape["tensor"] > 1 and side is not None and shape and shape[side] % mesh.shape["tensor"] == 0:
+        cut[side] = ("tensor",)
+    sides = sorted((i for i in range(len(shape)) if not cut[i]), key=lambda i: (shape[i] % rows > 0, -shape[i]))
+    for axis in mesh.axis_names[:-1] if fsdp and len(shape) > 1 else ():
+        at = next((i for i in sides if left[i] % mesh.shape[axis] == 0), None)
+        if at is not None:
+            cut[at], left[at] = (*cut[at], axis), left[at] // mesh.shape[axis]
+    return PartitionSpec(*(axes or None for axes in cut)) if any(cut) else PartitionSpec()
 
 
 def state_shardings(shapes: Any, mesh: Mesh, fsdp: bool) -> Any:
@@ -110,7 +127,7 @@ def distribute(tree: Any, like: Any) -> Any:
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """This process's part of a batch → arrays over the whole mesh, split along the first axis."""
-    split = NamedSharding(mesh, PartitionSpec("data"))
+    split = by_example(mesh)
     if jax.process_count() == 1:  # one call for all arrays: two thirds of the time
         return jax.device_put(batch, split)
     return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}

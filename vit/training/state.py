@@ -15,6 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vit.config import Config
+from vit.data.augment import resize
+from vit.models.attention import platform
 from vit.models.vit import Params, merge, split
 from vit.training import lora
 from vit.training.optim import ema_decay, learning_rate, optimizer
@@ -63,7 +65,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
 
     A third argument is the side in pixels that the images are shrunk to, 0 for none; each side is compiled once. The new
     state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
-    An update whose loss, gradient or new parameters are not finite is not made, on any device: only counted.
+    An update whose loss, gradient or step along it is not finite is not made, on any device: only counted.
     """
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
     optim = optimizer(config.optim, config.clip, config.model)
@@ -95,17 +97,17 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         moving, frozen = parted(config, state["params"])
         loss, gradient = loss_and_gradient(moving, frozen, batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
-        direction, opt = optim.update(gradient, state["opt"], moving)
-        params = jax.tree.map(lambda p, d: p - lr * d, moving, direction)
         norm = optax.tree.norm(gradient)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
+        good = jnp.isfinite(loss) & jnp.isfinite(norm * lr)
 
-        ema = state["ema"]
-        if config.ema:
-            decay = ema_decay(config.ema, state["step"])
-            ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
-        new, old = ({"params": p, "opt": o, "ema": e} for p, o, e in ((params, opt, ema), (moving, state["opt"], state["ema"])))
-        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        def updated(old: State) -> State:
+            direction, opt = optim.update(gradient, old["opt"], old["params"])
+            params = jax.tree.map(lambda p, d: p - lr * d, old["params"], direction)
+            decay, averaged = ema_decay(config.ema, state["step"]), params if config.ema else {}
+            ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), old["ema"], averaged)
+            return {"params": params, "opt": opt, "ema": ema}
+
+        new = only_if(good, updated, {"params": moving, "opt": state["opt"], "ema": state["ema"]})
         new["params"] = {**frozen, **new["params"]}
         counters = {
             "step": state["step"] + 1,
@@ -120,9 +122,11 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
     return jax.jit(on(like, train_step), donate_argnums=0, static_argnames="size", out_shardings=located)
 
 
-def resize(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B s s C"]:
-    """Bilinear, with antialiasing."""
-    return jax.image.resize(images, (len(images), size, size, images.shape[-1]), "linear", antialias=True)
+def only_if(good: Array, update: Callable[[State], State], old: State) -> State:
+    """`update(old)` if good, else `old`: a branch, which needs no memory; on a GPU, where it waits for the host, a choice."""
+    if platform() == "gpu":
+        return jax.tree.map(lambda n, o: jnp.where(good, n, o), update(old), old)
+    return jax.lax.cond(good, update, lambda old: old, old)
 
 
 def make_eval_step(task: Any, prepare: Prepare) -> Callable[[Params, Batch], Array]:
