@@ -30,7 +30,6 @@ KILLS = [
     ("vit.data.sources.open_source", 1),
     ("vit.training.workdir.write_config", 1),
     ("compile", 1),
-    (CHECKPOINT + "Checkpoints.restore", 1),
     ("compile", 5),
     ("compile", 20),
     ("vit.training.loop.Loop.update", 1),
@@ -41,8 +40,12 @@ KILLS = [
     ("vit.training.evaluate.evaluate+", 1),
     ("vit.training.log.Log.metrics+", 12),
 ]
-# After the last update: the evaluation that ends the run.
-AT_THE_END = [("vit.training.evaluate.evaluate_split", 1), ("vit.report.results.write", 1)]
+# Of a run that has a checkpoint: bringing it back; after the last update, the evaluation that ends the run.
+AT_THE_END = [
+    (CHECKPOINT + "Checkpoints.restore", 1),
+    ("vit.training.evaluate.evaluate_split", 1),
+    ("vit.report.results.write", 1),
+]
 
 
 def test_stopped_at_random(whole, tmp_path):

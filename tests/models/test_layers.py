@@ -74,7 +74,9 @@ def test_a_row_that_may_attend_to_nothing_is_zero_forward_and_backward(additive)
     assert np.all(np.abs(np.asarray(gradients[0])[:, others]).sum(axis=-1) > 0)
 
 
-def test_the_gradient_of_gelu_is_scipys():
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_gradient_of_gelu_is_scipys(alone, monkeypatch):
+    monkeypatch.setattr(layers, "on_one_cpu", lambda: alone)
     x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4]])
     wanted = norm.cdf(x) + x * norm.pdf(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(layers.gelu))(jnp.asarray(x, jnp.float32)), wanted, atol=3e-6)

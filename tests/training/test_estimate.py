@@ -68,6 +68,12 @@ def test_traffic_of_collectives():
 %all-reduce-scatter.3 (p: f32[16]) -> f32[4] {
   %a = f32[16]{0} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%add
 }
+%kept (p: f32[4]) -> f32[4] {
+  %a = f32[4]{0} copy(%p)
+}
+%changed.1 (p: f32[4]) -> f32[4] {
+  %a = f32[512]{0} all-gather(%p), replica_groups=[1,8]<=[8], dimensions={0}
+}
 ENTRY %main (p: f32[4]) -> f32[4] {
   %b = (bf16[100]{0}, f32[10]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
   %c = f32[8]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8], to_apply=%add
@@ -75,10 +81,14 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %g = (f32[10]{0}, f32[10]{0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}
   %h = f32[4]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   %f = f32[10]{0} all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %i = (f32[4]) conditional(%n, %x, %y), branch_computations={%kept, %changed.1}
   %d = f32[4] while(%z), condition=%cond, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
-    assert estimate.sent(program) == (200 + 40) * 2 / 2 + 32 * 3 + 3 * 4096 * 7 / 8 + 40 + 40 + 64 * 3 / 4 + 40 * 2 * 3 / 4
+    assert (
+        estimate.sent(program)
+        == (200 + 40) * 2 / 2 + 32 * 3 + 3 * 4096 * 7 / 8 + 40 + 40 + 64 * 3 / 4 + 40 * 2 * 3 / 4 + 2048 * 7 / 8
+    )
 
 
 @pytest.mark.parametrize(

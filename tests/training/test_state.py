@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit.config import SGD, AdamW, AugmentConfig, Config, ScheduleConfig, ViTConfig
+from vit.config import SGD, AdamW, AugmentConfig, Config, Muon, ScheduleConfig, ViTConfig
 from vit.data.augment import make_prepare
 from vit.data.sources import Digits, describe
 from vit.tasks import make_task
@@ -151,7 +151,9 @@ def poisoned(prepare):
     return prepare_or_poison
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted():
+@pytest.mark.parametrize("device", ["cpu", "gpu"])  # where it is a branch, and where it is a choice
+def test_an_update_that_is_not_finite_is_skipped_and_counted(device, monkeypatch):
+    monkeypatch.setattr("vit.training.state.platform", lambda: device)
     config = dataclasses.replace(CONFIG, optim=AdamW(), ema=0.9)
     task, prepare = parts(config)
     step = make_train_step(task, poisoned(prepare), config)
@@ -171,8 +173,9 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     assert (int(state["streak"]), int(state["skipped"]), int(state["step"])) == (0, 2, 4)
 
 
-def test_an_update_that_would_overflow_the_parameters_is_skipped():
-    config = dataclasses.replace(CONFIG, optim=SGD(lr=3e38, momentum=0.0))
+@pytest.mark.parametrize("optim", [SGD(lr=3e38, momentum=0.0), AdamW(lr=1e37), Muon(lr=1e37)], ids=str)
+def test_an_update_that_would_overflow_the_parameters_is_skipped(optim):
+    config = dataclasses.replace(CONFIG, optim=optim)
     step = make_train_step(*parts(config), config)
     state, metrics = step(fresh(config), batch())
     assert np.isfinite(metrics["loss"])

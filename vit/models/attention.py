@@ -67,10 +67,7 @@ def attention_weights(
 
 
 def attention(
-    q: Num[Array, "*batch Nq d"],
-    k: Num[Array, "*batch Nk d"],
-    v: Num[Array, "*batch Nk dv"],
-    mask: Mask | None = None,
+    q: Num[Array, "*batch Nq d"], k: Num[Array, "*batch Nk d"], v: Num[Array, "*batch Nk dv"], mask: Mask | None = None
 ) -> Float[Array, "*batch Nq dv"]:
     """softmax(QKᵀ/√d + mask)V; see `attention_weights` for the mask."""
     v = v if jnp.issubdtype(v.dtype, jnp.floating) else v.astype(jnp.float32)
@@ -108,10 +105,7 @@ _unmasked.defvjp(_forward, _backward)
 
 
 def long_attention(
-    q: Num[Array, "*batch Nq d"],
-    k: Num[Array, "*batch Nk d"],
-    v: Num[Array, "*batch Nk dv"],
-    mask: Mask | None = None,
+    q: Num[Array, "*batch Nq d"], k: Num[Array, "*batch Nk d"], v: Num[Array, "*batch Nk dv"], mask: Mask | None = None
 ) -> Float[Array, "*batch Nq dv"]:
     """The same as `attention`, a few queries at a time and once more in the backward pass: its memory is linear in the tokens.
 

@@ -25,9 +25,12 @@ Keys = Key[Array, "B"]
 xavier = nnx.initializers.xavier_uniform()
 
 
-@jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x·Φ(x) (arXiv 1606.08415), with erf as torch has it: `jax.nn.gelu` takes erfc, a sixth of a training step on a CPU."""
+    return _gelu_by_hand(x) if on_one_cpu() else _gelu(x)
+
+
+def _gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -36,7 +39,8 @@ def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
     return (dy * (0.5 * (1 + jax.lax.erf(x * 0.5**0.5)) + x * jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+_gelu_by_hand = jax.custom_vjp(_gelu)
+_gelu_by_hand.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 ACTIVATIONS = {
@@ -64,12 +68,17 @@ def dropout(x: Float[Array, "B ..."], rate: float, keys: Keys | None, whole: boo
     return jnp.where(kept, x / (1 - rate), 0)
 
 
+def on_one_cpu() -> bool:
+    """Whether the program being traced will run on one CPU device: on several, XLA would cut and send what is only for one."""
+    return platform() == "cpu" and jax.device_count() == 1
+
+
 def late(parameter: Float[Array, "*any"], x: Array) -> Float[Array, "*any"]:
     """The parameter, not before x is there: it is added what is always 0, though XLA doesn't know.
 
     XLA's CPU compiler makes scales and biases as large as the tokens that they are for, and all when the program begins.
     """
-    if platform() != "cpu" or jax.device_count() > 1 or not x.size:
+    if not on_one_cpu() or not x.size:
         return parameter
     first = jax.lax.stop_gradient(x).ravel()[0]
     return parameter + (jnp.isnan(first) & jnp.isinf(first)).astype(parameter.dtype)
@@ -365,15 +374,7 @@ class AttentionPool(nnx.Module):
     """MAP: one learned token asks all others (arXiv 2106.04560, appendix), then a residual MLP."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp: int,
-        *,
-        activation: str = "gelu",
-        eps: float = 1e-6,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, width: int, heads: int, mlp: int, *, activation: str = "gelu", eps: float = 1e-6, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.heads = heads
         self.latent = nnx.Param(xavier(rngs.params(), (1, 1, width)))

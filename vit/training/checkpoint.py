@@ -45,7 +45,7 @@ logging.getLogger("asyncio").addFilter(lambda record: not re.search("tensorstore
 
 
 def _unless_of_a_failed_save(unraisable: Any, otherwise: Any = sys.unraisablehook) -> None:
-    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+    if unraisable.object or str(unraisable.exc_value) != "Event loop is closed":
         otherwise(unraisable)
 
 

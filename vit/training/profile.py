@@ -114,7 +114,11 @@ def operation_names(program: str) -> dict[str, str]:
             if kind in ("while", "conditional", "call"):  # their insides are counted
                 continue
             path = re.search(r'op_name="([^"]*)"', line)
-            told = re.sub(r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/", "", path[1]) if path else kind
+            told = (
+                re.sub(r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/|cond/\w+/", "", path[1])
+                if path
+                else kind
+            )
             told = re.sub(r"blocks/\d+", "blocks/*", told.removeprefix("train_step/")).strip("/")
             names[instruction] = f"{told} {shape or ''}".strip() + (", backward" if path and "transpose(" in path[1] else "")
     return names

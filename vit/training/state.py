@@ -65,7 +65,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
 
     A third argument is the side in pixels that the images are shrunk to, 0 for none; each side is compiled once. The new
     state lives where `like`, shapes that know their sharding, says; without it, where XLA puts it.
-    An update whose loss, gradient or step along it is not finite is not made, on any device: only counted.
+    An update whose loss or gradient is not finite, or that would overflow the parameters, is not made: only counted.
     """
     schedule = learning_rate(config.schedule, config.optim.lr, config.steps)
     optim = optimizer(config.optim, config.clip, config.model)
@@ -98,7 +98,8 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         loss, gradient = loss_and_gradient(moving, frozen, batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
         norm = optax.tree.norm(gradient)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm * lr)
+        longest = lr * jnp.maximum(norm, 1)  # about the update of SGD, and of AdamW and Muon, which is near lr
+        good = jnp.isfinite(loss) & jnp.isfinite(longest**2)
 
         def updated(old: State) -> State:
             direction, opt = optim.update(gradient, old["opt"], old["params"])
