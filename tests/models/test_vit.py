@@ -299,9 +299,11 @@ def test_blocks_computed_twice_keep_less():
     assert planned(True) < 0.6 * planned(False)
 
 
-def test_biases_and_scales_come_when_they_are_needed_and_change_nothing(monkeypatch):
-    """On one CPU: XLA makes each as large as the tokens, and would hold those of all blocks from the beginning."""
-    graph, params = made("Ti/4", width=48, depth=8, heads=4, mlp=192, image_size=32, classes=5, remat=True)
+@pytest.mark.parametrize(("activation", "remat"), [("gelu_tanh", True), ("gelu", False)])  # biases and scales alone; erf too
+def test_biases_scales_and_erf_are_not_kept_and_change_nothing(activation, remat, monkeypatch):
+    """On one CPU: XLA makes each as large as the tokens, and would hold those of all blocks."""
+    how = {"activation": activation, "remat": remat}
+    graph, params = made("Ti/4", width=48, depth=8, heads=4, mlp=192, image_size=32, classes=5, **how)
 
     def planned(devices):
         monkeypatch.setattr(jax, "device_count", lambda: devices)

@@ -98,8 +98,7 @@ def make_train_step(task: Any, prepare: Prepare, config: Config, like: State | N
         loss, gradient = loss_and_gradient(moving, frozen, batch, keys)
         lr = jnp.asarray(schedule(state["step"]))
         norm = optax.tree.norm(gradient)
-        longest = lr * jnp.maximum(norm, 1)  # about the update of SGD, and of AdamW and Muon, which is near lr
-        good = jnp.isfinite(loss) & jnp.isfinite(longest**2)
+        good = jnp.isfinite(loss) & jnp.isfinite((lr * jnp.maximum(norm, 1)) ** 2)  # AdamW's and Muon's update is about lr
 
         def updated(old: State) -> State:
             direction, opt = optim.update(gradient, old["opt"], old["params"])
