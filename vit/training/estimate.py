@@ -131,8 +131,9 @@ def sent(program: str) -> float:
         for line in computations.get(name, "").splitlines():
             if found := re.search(pattern, line):
                 total += _traffic(found[1], found[2], line)
-            branches = re.findall(r"branch_computations=\{(.*?)\}", line)
-            for inner in re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", line) + re.findall(r"[\w.-]+", "".join(branches)):
+            called = re.findall(r"(?:body|calls|to_apply|(?:true|false)_computation)=%?([\w.-]+)", line)
+            called += re.findall(r"[\w.-]+", "".join(re.findall(r"branch_computations=\{(.*?)\}", line)))
+            for inner in called:
                 turns = re.search(r'known_trip_count":\{"n":"(\d+)"', line) if "body=" in line else None
                 # A TPU's reduce-scatter is written as a fusion around an all-reduce, of whose two rounds it takes one.
                 share = 0.5 if inner.startswith("all-reduce-scatter") else 1

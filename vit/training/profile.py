@@ -105,6 +105,9 @@ def top_operations(seen: Iterable[tuple[str, float]], program: str, steps: int) 
     ]
 
 
+WRAPPERS = r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/|cond/\w+/"  # JAX's, around what a layer does
+
+
 def operation_names(program: str) -> dict[str, str]:
     """Instruction of a compiled program → what it does where, as "blocks/*/attn dot_general f32[8192,128], backward"."""
     names = {}
@@ -114,11 +117,7 @@ def operation_names(program: str) -> dict[str, str]:
             if kind in ("while", "conditional", "call"):  # their insides are counted
                 continue
             path = re.search(r'op_name="([^"]*)"', line)
-            told = (
-                re.sub(r"(jit|jvp|vmap|transpose|while|checkpoint|body)\(|\)|jit_?\w*/|cond/\w+/", "", path[1])
-                if path
-                else kind
-            )
+            told = re.sub(WRAPPERS, "", path[1]) if path else kind
             told = re.sub(r"blocks/\d+", "blocks/*", told.removeprefix("train_step/")).strip("/")
             names[instruction] = f"{told} {shape or ''}".strip() + (", backward" if path and "transpose(" in path[1] else "")
     return names
